@@ -1,0 +1,6 @@
+"""The mixture: its state, its update rule and its plan. Pure functions of arrays; no JAX needed."""
+
+from ideal_jax.mixture.plan import MixturePlan as MixturePlan
+from ideal_jax.mixture.plan import permutation as permutation
+from ideal_jax.mixture.state import InfluenceMatrix as InfluenceMatrix
+from ideal_jax.mixture.state import MixtureState as MixtureState
