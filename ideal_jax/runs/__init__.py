@@ -1,1 +1,3 @@
+"""The verbs as functions of a config."""
 
+from ideal_jax.runs.ideal_run import ideal_run as ideal_run

@@ -1,0 +1,19 @@
+"""The quick start: five synthetic capabilities, two updates at a fixed budget, minutes on a CPU.
+
+    ideal-jax run --config=configs/quickstart.py --workdir=runs/quickstart
+
+Three domains are starved, two are over-supplied, and 40 % of the trust labels are wrong.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ideal_jax.config import load
+
+
+def get_config() -> ConfigDict:
+    c = load(pathlib.Path(__file__).with_name("base.py"))
+    c.mixture.keep_total = True
+    c.mixture.step = 0.5
+    return c

@@ -1,0 +1,23 @@
+"""What the base model M_0 is pre-trained on, when it is not given."""
+
+from ideal_jax.data import synthetic
+from ideal_jax.data.landing import landing
+from ideal_jax.data.prepare import Dataset, tokenized
+from ideal_jax.data.sources import read_domain
+from ideal_jax.data.store import TokenStore
+
+
+def generic_store(dataset: Dataset, examples: int, seed: int, row_length: int) -> TokenStore:
+    """The built-in generic primitives as a token store, made once under the dataset's folder.
+
+    They teach the format and the alphabet of the built-in capabilities, and none of them.
+    """
+    folder = dataset.folder / "base"
+    if not folder.exists():
+        with landing(folder) as partial:
+            partial.mkdir()
+            synthetic.write_base(partial / "base.jsonl", seed=seed, count=examples)
+            records = list(read_domain(partial / "base.jsonl"))
+            stream = tokenized(records, dataset.tokenizer, "tokenize base")
+            TokenStore.write(partial / "tokens", stream, row_length + 1)
+    return TokenStore.open(folder / "tokens")

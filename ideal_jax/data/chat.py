@@ -1,0 +1,234 @@
+"""Conversations as tokens, and which of them the assistant says."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ideal_jax.data.sources import Message
+from ideal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
+# Some templates print today's date unless told another; tokens must not depend on the day.
+_FIXED = {"date_string": "26 Jul 2024"}
+# Unicode noncharacters: never part of interchanged text.
+_MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+
+
+class Rendered(NamedTuple):
+    """tokens int32[T] of a conversation; mask bool[T], True on what the assistant says."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+
+
+def render(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> Rendered:
+    """Tokens and assistant mask (end of turn included) of one conversation."""
+    return render_all(tokenizer, [messages], ["messages"])[0]
+
+
+def render_all(
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[Message]],
+    where: Sequence[str],
+) -> list[Rendered]:
+    """`render` for many conversations at once, which is faster.
+
+    The mask comes from the template's ``{% generation %}`` blocks, or else from rendering the
+    conversation up to and including each assistant turn. Text that spells a special token stays
+    text: it can not end a turn or forge a role.
+
+    Args:
+      where: what to call each conversation in an error message.
+    """
+    chat = _Chat(tokenizer)
+    texts, spans = [], []
+    for messages, name in zip(conversations, where, strict=True):
+        if all(message["role"] != "assistant" for message in messages):
+            raise UserError(f"{name}: has no assistant turn, so there is nothing to learn")
+        text, said = chat.text_and_spans(messages, name)
+        texts.append(text)
+        spans.append(said)
+    rendered = []
+    for (tokens, begins, ends), said, name in zip(chat.encode(texts), spans, where, strict=True):
+        mask = np.zeros(len(tokens), bool)
+        for start, stop in said:
+            mask |= (ends > start) & (begins < stop)
+        if not mask.any():
+            raise UserError(
+                f"{name}: the chat template marks no token as the assistant's; "
+                "check its {% generation %} block"
+            )
+        if mask.all():
+            raise UserError(
+                f"{name}: the chat template marks every token as the assistant's; "
+                "there must be a prompt outside its {% generation %} block"
+            )
+        rendered.append(Rendered(tokens, mask))
+    return rendered
+
+
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], where: str = "messages"
+) -> np.ndarray:
+    """int32[T]: the conversation, without a closing assistant turn, then the template's request
+    for an answer."""
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    chat = _Chat(tokenizer)
+    text = chat.text(messages, where, add_generation_prompt=True)
+    return chat.encode([text])[0].tokens
+
+
+class _Piece(NamedTuple):
+    """Part of a rendered text, from character ``offset``; special tokens may be mere text."""
+
+    text: str
+    offset: int
+    mere_text: bool
+
+
+class _Marked(NamedTuple):
+    """Rendered text in which ``mark`` surrounds content that spells a special token."""
+
+    text: str
+    mark: str
+
+    def pieces(self) -> Iterator[_Piece]:
+        """The text between marks; every other piece was marked."""
+        offset = 0
+        for number, text in enumerate(self.text.split(self.mark)):
+            yield _Piece(text, offset, number % 2 == 1)
+            offset += len(text) + len(self.mark)
+
+
+class _Encoded(NamedTuple):
+    """Tokens int32[T] with the characters [begins, ends) each stands for."""
+
+    tokens: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+
+
+class _Chat:
+    """A tokenizer's chat template: conversation → text → tokens."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        if not tokenizer.chat_template:
+            name = tokenizer.name_or_path or "the tokenizer"
+            raise UserError(
+                f"{name} has no chat template; add chat_template.jinja to its folder, "
+                "or choose an instruction-tuned model's tokenizer"
+            )
+        self.tokenizer = tokenizer
+        self.template = tokenizer.get_chat_template()
+        self.values = {**tokenizer.special_tokens_map, **_FIXED}
+        specials = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        longest_first = sorted(specials, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def text(
+        self, messages: Sequence[Message], where: str, *, add_generation_prompt: bool
+    ) -> _Marked:
+        """The conversation as text."""
+        messages, mark = self._mark(messages)
+        rendered, _ = self._render(messages, where, add_generation_prompt=add_generation_prompt)
+        return _Marked(rendered, mark)
+
+    def text_and_spans(
+        self, messages: Sequence[Message], where: str
+    ) -> tuple[_Marked, list[tuple[int, int]]]:
+        """The conversation as text, and the character ranges that the assistant says."""
+        messages, mark = self._mark(messages)
+        if _GENERATION.search(self.template):
+            text, spans = self._render(messages, where, return_assistant_tokens_mask=True)
+        else:
+            text, _ = self._render(messages, where)
+            spans = _spans_by_prefix(
+                text, messages, lambda m, **kw: self._render(m, where, **kw)[0], where
+            )
+        return _Marked(text, mark), spans
+
+    def encode(self, texts: Sequence[_Marked]) -> list[_Encoded]:
+        """Tokens of each text; what is marked is tokenized as mere text."""
+        pieces = [list(text.pieces()) for text in texts]
+        plain, mere = (
+            self._tokenize([p.text for parts in pieces for p in parts if p.mere_text == kind], kind)
+            for kind in (False, True)
+        )
+        encoded = []
+        for parts in pieces:
+            tokens, bounds = zip(
+                *(next(mere if p.mere_text else plain) for p in parts), strict=True
+            )
+            shifted = [b + p.offset for b, p in zip(bounds, parts, strict=True)]
+            encoded.append(_Encoded(np.concatenate(tokens), *np.concatenate(shifted).T))
+        return encoded
+
+    def _tokenize(
+        self, texts: list[str], mere_text: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if not texts:
+            return
+        batch = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=mere_text,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            yield np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2)
+
+    def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        everything = "".join(message["content"] for message in messages)
+        mark = next(mark for mark in _MARKS if mark not in everything)
+        if self.special.search(everything):
+            messages = [
+                {**m, "content": self.special.sub(rf"{mark}\g<0>{mark}", m["content"])}
+                for m in messages
+            ]
+        return list(messages), mark
+
+    def _render(
+        self, messages: Sequence[Message], where: str, **options: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        import jinja2
+        from transformers.utils import chat_template_utils
+
+        # Its annotation says it returns a string; it returns two lists.
+        render: Callable[..., Any] = chat_template_utils.render_jinja_template
+        try:
+            texts, spans = render(
+                [list(messages)], chat_template=self.template, **options, **self.values
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"{where}: the chat template refuses this conversation: {error}"
+            ) from error
+        return texts[0], spans[0] if spans else []
+
+
+def _spans_by_prefix(
+    text: str, messages: Sequence[Message], render: Callable[..., str], where: str
+) -> list[tuple[int, int]]:
+    """What each assistant turn adds to the text that asks for it."""
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = render(messages[:i], add_generation_prompt=True)
+        # A line break between turns is the template's, not the assistant's.
+        answered = render(messages[: i + 1]).rstrip()
+        if not (answered.startswith(asked) and text.startswith(answered)):
+            raise UserError(
+                f"{where}: the chat template rewrites earlier turns as the conversation grows, so "
+                "the assistant's tokens can not be found; add {% generation %} tags to the template"
+            )
+        spans.append((len(asked), len(answered)))
+    return spans

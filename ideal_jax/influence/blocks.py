@@ -1,0 +1,208 @@
+"""Block curvature as fitted: a Kronecker eigenbasis per tapped layer, a diagonal for the rest."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ideal_jax import trees
+from ideal_jax.errors import UserError
+from ideal_jax.influence import kfac
+from ideal_jax.influence.curvature import regulariser_product
+from ideal_jax.influence.options import Options
+from ideal_jax.influence.passes import Placement, accumulate
+from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, leaf_name, silent
+from ideal_jax.influence.solve import Solved
+
+
+class Blocks(NamedTuple):
+    """H + λI, block by block, keyed by ``leaf_name``; a leaf in neither dict is dropped.
+
+    Attributes:
+      bases: eigenbasis and eigenvalues of a tapped kernel, the regulariser's included.
+      diagonal: curvature of each scalar of an uncovered leaf, the regulariser's included.
+      damping: absolute λ: [L] of a tapped kernel, [] of an uncovered leaf.
+    """
+
+    bases: dict[str, kfac.Basis]
+    diagonal: dict[str, jax.Array]
+    damping: dict[str, jax.Array]
+
+    def mean_damping(self) -> float:
+        """λ averaged over the parameters it is added to."""
+        sizes = {name: b.eigenvalues.size for name, b in self.bases.items()}
+        sizes |= {name: d.size for name, d in self.diagonal.items()}
+        means = {name: np.mean(values) for name, values in self.block_damping().items()}
+        return float(sum(sizes[n] * means[n] for n in sizes) / sum(sizes.values()))
+
+    def block_damping(self) -> dict[str, tuple[float, ...]]:
+        """λ of every block: one number per layer of a scanned kernel."""
+        return {
+            name: tuple(np.atleast_1d(jax.device_get(value)).astype(float).tolist())
+            for name, value in self.damping.items()
+        }
+
+
+def fit_blocks(
+    problem: Problem,
+    params: Tree,
+    batches: Sequence[Batch],
+    *,
+    key: jax.Array,
+    options: Options,
+    refit: bool,
+    progress: Progress = silent,
+) -> Blocks:
+    """K-FAC, or EK-FAC when ``refit``: two, or three, passes over the batches.
+
+    Relative damping is κ times the mean eigenvalue of each block's Gauss-Newton part. The
+    regulariser's Hessian is taken as diagonal, and in a tapped kernel as a multiple of I per
+    layer: exact for an L2 or proximal term.
+    """
+    _check_layers(problem, params)
+    placement = Placement.of(params)
+    fisher = options.fisher
+    sums = accumulate(
+        lambda b: kfac.factor_sums(problem, fisher, options.max_factor, params, key, b),
+        batches,
+        phase="factors",
+        progress=progress,
+    )
+    bases = kfac.eigenbasis(sums)
+    if refit:
+        squares = accumulate(
+            lambda b: kfac.eigenvalue_sums(problem, fisher, placement, bases, params, key, b),
+            batches,
+            phase="eigenvalues",
+            progress=progress,
+        )
+        bases = {n: b._replace(eigenvalues=squares[n] / sums.weight) for n, b in bases.items()}
+    diagonal: dict[str, jax.Array] = {}
+    if options.uncovered == "diagonal":
+        squared = accumulate(
+            lambda b: kfac.diagonal_sums(problem, fisher, placement, params, key, b),
+            batches,
+            phase="diagonal",
+            progress=progress,
+        )
+        diagonal = {
+            leaf_name(path): leaf / sums.weight
+            for path, leaf in jax.tree_util.tree_leaves_with_path(squared)
+            if leaf_name(path) not in bases
+        }
+    return _damped(problem, params, bases, diagonal, options)
+
+
+@jax.jit
+def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
+    """(H + λI) v for every v on the leading axis; dropped leaves give zero."""
+    return _spectral(blocks, stacked, jnp.multiply)
+
+
+def solve_blocks(blocks: Blocks, stacked: Tree) -> Solved:
+    """(H + λI)⁻¹ g for every g on the leading axis; dropped leaves give zero.
+
+    A scalar whose curvature and damping are both zero (no example touches it) gives zero too.
+    """
+    solutions, residuals = _solve(blocks, stacked, Placement.of(stacked))
+    residuals = np.asarray(jax.device_get(residuals), np.float64)
+    return Solved(solutions, residuals, np.zeros(residuals.shape, np.int64))
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
+    """The inverse alone, for conjugate gradients; ``placement`` is that of ``stacked``."""
+    return placement.like(_spectral(blocks, stacked, _safe_divide))
+
+
+def uncovered_part(blocks: Blocks, stacked: Tree) -> Tree:
+    """``stacked`` with zeros in the kernels that taps cover."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.zeros_like(x) if leaf_name(path) in blocks.bases else x, stacked
+    )
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def _solve(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, jax.Array]:
+    kept = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if leaf_name(path) in blocks.damping else jnp.zeros_like(x), stacked
+    )
+    solutions = placement.like(_spectral(blocks, kept, _safe_divide))
+    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, jnp.multiply), kept)
+    norms = jax.vmap(trees.norm)(kept)
+    residuals = jax.vmap(trees.norm)(left) / jnp.where(norms > 0, norms, 1)
+    return solutions, placement.replicated(residuals)
+
+
+def _spectral(
+    blocks: Blocks, stacked: Tree, operation: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Tree:
+    """``operation(component, eigenvalue + λ)`` in the eigenbasis of each block."""
+
+    def leaf(path: tuple, x: jax.Array) -> jax.Array:
+        name = leaf_name(path)
+        if name in blocks.diagonal:
+            return operation(x, blocks.diagonal[name] + blocks.damping[name])
+        if name not in blocks.bases:
+            return jnp.zeros_like(x)
+        basis = blocks.bases[name]
+        eigenvalues = basis.eigenvalues + blocks.damping[name][:, None, None]
+
+        def one(v: jax.Array) -> jax.Array:
+            rotated = kfac.rotate_kernel(v.reshape(eigenvalues.shape), basis)
+            result = kfac.rotate_kernel(operation(rotated, eigenvalues), basis, back=True)
+            return result.reshape(v.shape)
+
+        return jax.vmap(one)(x).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, stacked)
+
+
+def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+    return jnp.where(by > 0, x / jnp.where(by > 0, by, 1), 0)
+
+
+def _damped(
+    problem: Problem,
+    params: Tree,
+    bases: dict[str, kfac.Basis],
+    diagonal: dict[str, jax.Array],
+    options: Options,
+) -> Blocks:
+    smooth = {
+        leaf_name(path): jnp.maximum(leaf, 0)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            regulariser_product(problem, params, jax.tree.map(jnp.ones_like, params))
+        )
+    }
+    damping = {n: options.absolute(jnp.mean(b.eigenvalues, (1, 2))) for n, b in bases.items()}
+    damping |= {n: options.absolute(jnp.mean(d)) for n, d in diagonal.items()}
+
+    def with_smooth(name: str, basis: kfac.Basis) -> kfac.Basis:
+        shift = jnp.mean(smooth[name].reshape(basis.eigenvalues.shape), (1, 2), keepdims=True)
+        return basis._replace(eigenvalues=basis.eigenvalues + shift)
+
+    return Blocks(
+        bases={n: with_smooth(n, b) for n, b in bases.items()},
+        diagonal={n: d + smooth[n] for n, d in diagonal.items()},
+        damping=damping,
+    )
+
+
+def _check_layers(problem: Problem, params: Tree) -> None:
+    shapes = {
+        leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for name, layer in kfac.covered_leaves(problem).items():
+        if name not in shapes:
+            raise UserError(
+                f"tapped layer '{layer.name}': no parameter at '{name}'; correct TapLayer.path"
+            )
+        if len(shapes[name]) != 2 + layer.scanned:
+            raise UserError(
+                f"tapped layer '{layer.name}': kernel '{name}' has shape {shapes[name]}; it must be"
+                f" {'[L, I, O]' if layer.scanned else '[I, O]'}; correct TapLayer.scanned"
+            )

@@ -1,0 +1,109 @@
+"""The decoder as a ``Problem``: batches hold one example per row (``data.example_batches``)."""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from ideal_jax.errors import UserError
+from ideal_jax.influence.problem import Problem, TapLayer, Taps
+from ideal_jax.models import Decoder
+
+Batch = Mapping[str, jax.Array]
+
+
+@functools.cache
+def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192) -> Problem:
+    """Next-token loss of a decoder, with taps on its dense layers.
+
+    Args:
+      model: the decoder.
+      layers: which dense layers get Kronecker factors: "all", "mlp" or a regular expression
+        searched in their path, such as ``layers/attention/[qk]``.
+      max_factor: an untied head with a wider vocabulary is not tapped.
+
+    Raises:
+      UserError: ``layers`` is no regular expression or matches no layer.
+    """
+
+    def outputs(params: Any, batch: Batch) -> jax.Array:
+        return model.apply(
+            {"params": params}, batch["tokens"], batch["positions"], batch["segments"]
+        )
+
+    def loss(logits_BxTxV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        chosen = jnp.take_along_axis(logits_BxTxV, batch["targets"][..., None], axis=-1)[..., 0]
+        nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - chosen
+        weights = batch["weights"].astype(nll_BxT.dtype)
+        return jnp.sum(nll_BxT * weights, axis=1), jnp.sum(weights, axis=1)
+
+    def sample_labels(logits_BxTxV: jax.Array, batch: Batch, key: jax.Array) -> dict[str, Any]:
+        # Keyed by (domain, item, position): padding, packing and batch size change nothing.
+        def row(domain: jax.Array, item: jax.Array, logits_TxV: jax.Array) -> jax.Array:
+            mine = jax.random.fold_in(jax.random.fold_in(key, domain), item)
+            keys_T = jax.vmap(lambda t: jax.random.fold_in(mine, t))(
+                jnp.arange(logits_TxV.shape[0])
+            )
+            return jax.vmap(jax.random.categorical)(keys_T, logits_TxV)
+
+        labels = jax.vmap(row)(batch["domains"], batch["examples"][:, 0], logits_BxTxV)
+        return {**batch, "targets": labels, "weights": jnp.sqrt(batch["weights"])}
+
+    return Problem(outputs, loss, sample_labels, taps=_taps(model, layers, max_factor))
+
+
+def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
+    def zeros(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        def init() -> Any:
+            return model.init(jax.random.key(0), batch["tokens"])["perturbations"]
+
+        shapes = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+        return {
+            name: jnp.zeros(shapes[f"{name}/output"].shape, shapes[f"{name}/output"].dtype)
+            for name in names
+        }
+
+    def run(params: Any, perturbations: dict[str, jax.Array], batch: Batch) -> Any:
+        flat = {f"{name}/output": value for name, value in perturbations.items()}
+        logits, sown = model.apply(
+            {"params": params, "perturbations": traverse_util.unflatten_dict(flat, sep="/")},
+            batch["tokens"],
+            batch["positions"],
+            batch["segments"],
+            mutable=["taps"],
+        )
+        inputs = traverse_util.flatten_dict(sown["taps"], sep="/")
+        return logits, {name: inputs[f"{name}/input"] for name in names}
+
+    names = _chosen(model, layers, max_factor)
+    return Taps(
+        zeros=zeros,
+        run=run,
+        mask=lambda batch: batch["segments"] > 0,
+        layers=tuple(
+            TapLayer(name, (*name.split("/"), "kernel"), scanned=name.startswith("layers/"))
+            for name in names
+        ),
+    )
+
+
+def _chosen(model: Decoder, layers: str, max_factor: int) -> tuple[str, ...]:
+    def init() -> Any:
+        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+    paths = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    dense = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
+    if model.cfg.padded_vocab > max_factor and "head" in dense:
+        dense.remove("head")
+    pattern = {"all": "", "mlp": "/mlp/"}.get(layers, layers)
+    try:
+        chosen = tuple(name for name in sorted(dense) if re.search(pattern, name))
+    except re.error as error:
+        raise UserError(f"influence.layers={layers!r} is no regular expression: {error}") from None
+    if not chosen:
+        raise UserError(f"influence.layers={layers!r} matches none of {', '.join(sorted(dense))}")
+    return chosen

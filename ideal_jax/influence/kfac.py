@@ -1,0 +1,208 @@
+"""Kronecker factors, their eigenbasis, and eigenvalues fitted in it (K-FAC and EK-FAC).
+
+For a dense layer, ∇W(x) = Σ_t a_t g_tᵀ. The Gauss-Newton block F = (1/W) Σ_x E[vec ∇W vec ∇Wᵀ] is
+approximated (K-FAC-expand: positions independent, inputs independent of gradients) by A ⊗ G with
+
+    A = mean of a aᵀ over the real positions,  G = (1/W) Σ of g gᵀ over the real positions,
+
+g the gradient of g̃'s loss (``Problem.sample_labels``). EK-FAC keeps the eigenvectors and measures
+the eigenvalues anew: λ_io = (1/W) Σ_x (Q_Aᵀ ∇W(x) Q_G)²_io (George et al. 2018, arXiv 1806.03884).
+A factor wider than ``max_factor`` is split into k equal diagonal blocks, so all are [L, k, b, b].
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ideal_jax.influence.passes import Placement, wide
+from ideal_jax.influence.problem import Batch, Problem, TapLayer, Tree, leaf_indices
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Factors(NamedTuple):
+    """Sums over examples, for each tapped layer by its kernel's ``leaf_name``.
+
+    Attributes:
+      inputs: Σ a aᵀ, [L, k, b, b].
+      outputs: Σ g gᵀ, [L, q, c, c].
+      positions: number of real positions.
+      weight: Σ w.
+    """
+
+    inputs: dict[str, jax.Array]
+    outputs: dict[str, jax.Array]
+    positions: jax.Array
+    weight: jax.Array
+
+
+class Basis(NamedTuple):
+    """Eigenvectors (columns) of A and G of one layer, and the eigenvalues of A ⊗ G, [L, I, O]."""
+
+    inputs: jax.Array
+    outputs: jax.Array
+    eigenvalues: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "fisher", "max_factor"))
+def factor_sums(
+    problem: Problem, fisher: str, max_factor: int, params: Tree, key: jax.Array, batch: Batch
+) -> Factors:
+    """The factors' sums over one batch."""
+    taps, w_B = _tapped(problem, fisher, params, key, batch)
+    moment = functools.partial(_second_moment, max_factor=max_factor)
+    assert problem.taps is not None
+    return Factors(
+        inputs={name: moment(a) for name, (a, _) in taps.items()},
+        outputs={name: moment(g) for name, (_, g) in taps.items()},
+        positions=jnp.sum(wide(problem.taps.mask(batch))),
+        weight=jnp.sum(wide(w_B)),
+    )
+
+
+@jax.jit
+def eigenbasis(factors: Factors) -> dict[str, Basis]:
+    """Eigenvectors of the factors, with K-FAC's eigenvalues λ_A λ_Gᵀ."""
+
+    def layer(inputs: jax.Array, outputs: jax.Array) -> Basis:
+        a, q_a = jnp.linalg.eigh(inputs / factors.positions)
+        g, q_g = jnp.linalg.eigh(outputs / factors.weight)
+        # A factor is positive semidefinite; rounding is not.
+        a = jnp.maximum(a.reshape(a.shape[0], -1), 0)
+        g = jnp.maximum(g.reshape(g.shape[0], -1), 0)
+        return Basis(q_a, q_g, a[:, :, None] * g[:, None, :])
+
+    return {name: layer(factors.inputs[name], factors.outputs[name]) for name in factors.inputs}
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "fisher", "placement"))
+def eigenvalue_sums(
+    problem: Problem,
+    fisher: str,
+    placement: Placement,
+    bases: dict[str, Basis],
+    params: Tree,
+    key: jax.Array,
+    batch: Batch,
+) -> dict[str, jax.Array]:
+    """Σ_x (Q_Aᵀ ∇W(x) Q_G)² over one batch, [L, I, O] for each layer."""
+    taps, _ = _tapped(problem, fisher, params, key, batch)
+
+    def layer(operands: tuple[jax.Array, ...]) -> jax.Array:
+        a_BxTxI, g_BxTxO, q_a, q_g = operands
+        gradients = jnp.einsum(
+            "BTI,BTO->BIO", _rotate(a_BxTxI, q_a), _rotate(g_BxTxO, q_g), precision=_EXACT
+        )
+        return jnp.sum(jnp.square(gradients), axis=0)
+
+    leaves, indices = jax.tree.leaves(params), leaf_indices(params)
+    sums = {}
+    for name, (a, g) in taps.items():
+        # One layer of the scan at a time: B gradients of one matrix exist, not of all of them.
+        squares = jax.lax.map(layer, (a, g, bases[name].inputs, bases[name].outputs))
+        kernel = squares.reshape(leaves[indices[name]].shape)
+        sums[name] = placement.leaf(indices[name], kernel).reshape(squares.shape)
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "fisher", "placement"))
+def diagonal_sums(
+    problem: Problem,
+    fisher: str,
+    placement: Placement,
+    params: Tree,
+    key: jax.Array,
+    batch: Batch,
+) -> Tree:
+    """Σ_x (∂g̃-loss(x))² for every parameter that no tap covers; zeros (scalars) for the others.
+
+    The squares are exact: one gradient per example, so B copies of the uncovered leaves exist.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    covered = covered_leaves(problem)
+    rest = [i for name, i in leaf_indices(params).items() if name not in covered]
+    labelled = _labelled(problem, fisher, problem.outputs(params, batch), batch, key)
+
+    def loss(free: list[jax.Array], row: Batch) -> jax.Array:
+        merged = list(leaves)
+        for i, leaf in zip(rest, free, strict=True):
+            merged[i] = leaf
+        single = jax.tree.map(lambda x: x[None], row)
+        return jnp.sum(problem.example_loss(jax.tree.unflatten(treedef, merged), single)[0])
+
+    gradients = jax.vmap(jax.grad(loss), (None, 0))([leaves[i] for i in rest], labelled)
+    sums = [jnp.zeros((), wide(leaf).dtype) for leaf in leaves]
+    for i, gradient in zip(rest, gradients, strict=True):
+        sums[i] = placement.leaf(i, jnp.sum(jnp.square(wide(gradient)), axis=0))
+    return jax.tree.unflatten(treedef, sums)
+
+
+def rotate_kernel(kernel_LxIxO: jax.Array, basis: Basis, *, back: bool = False) -> jax.Array:
+    """Q_Aᵀ V Q_G for each layer of a kernel, or Q_A V Q_Gᵀ when ``back``."""
+
+    def layer(v: jax.Array, q_a: jax.Array, q_g: jax.Array) -> jax.Array:
+        if back:
+            q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
+        return _rotate(_rotate(v.T, q_a).T, q_g)
+
+    return jax.vmap(layer)(kernel_LxIxO, basis.inputs, basis.outputs)
+
+
+def covered_leaves(problem: Problem) -> dict[str, TapLayer]:
+    """The tapped layers by the ``leaf_name`` of their kernels."""
+    assert problem.taps is not None
+    return {layer.leaf: layer for layer in problem.taps.layers}
+
+
+def _tapped(
+    problem: Problem, fisher: str, params: Tree, key: jax.Array, batch: Batch
+) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
+    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B."""
+    taps = problem.taps
+    assert taps is not None
+
+    def loss(perturbations: dict[str, jax.Array]) -> tuple[jax.Array, tuple[Tree, Tree]]:
+        out, inputs = taps.run(params, perturbations, batch)
+        l_B, _ = problem.loss(out, _labelled(problem, fisher, out, batch, key))
+        return jnp.sum(l_B), (inputs, out)
+
+    zeros = taps.zeros(params, batch)
+    gradients, (inputs, out) = jax.grad(loss, has_aux=True)(zeros)
+    real_BxTx1 = taps.mask(batch)[:, :, None]
+
+    def clean(x: jax.Array, layer: TapLayer) -> jax.Array:
+        return jnp.where(real_BxTx1, wide(x if layer.scanned else x[None]), 0)
+
+    pairs = {
+        layer.leaf: (clean(inputs[layer.name], layer), clean(gradients[layer.name], layer))
+        for layer in taps.layers
+    }
+    return pairs, problem.loss(out, batch)[1]
+
+
+def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.Array) -> Batch:
+    """The batch whose loss has the Fisher's gradients: the model's labels, or its own."""
+    if fisher == "empirical":
+        return batch
+    assert problem.sample_labels is not None
+    return problem.sample_labels(jax.lax.stop_gradient(out), batch, key)
+
+
+def _second_moment(x_LxBxTxI: jax.Array, max_factor: int) -> jax.Array:
+    """Σ x xᵀ over rows and positions, [L, k, b, b]."""
+    width = x_LxBxTxI.shape[-1]
+    x = x_LxBxTxI.reshape(*x_LxBxTxI.shape[:-1], _splits(width, max_factor), -1)
+    return jnp.einsum("LBTkb,LBTkc->Lkbc", x, x, precision=_EXACT)
+
+
+def _splits(width: int, max_factor: int) -> int:
+    """The fewest equal parts of a width that are not wider than ``max_factor``."""
+    return next(k for k in range(1, width + 1) if width % k == 0 and width // k <= max_factor)
+
+
+def _rotate(x: jax.Array, q_kxbxc: jax.Array) -> jax.Array:
+    """``x Q`` on the last axis, Q block-diagonal."""
+    parts = x.reshape(*x.shape[:-1], *q_kxbxc.shape[:-1])
+    return jnp.einsum("...kb,kbc->...kc", parts, q_kxbxc, precision=_EXACT).reshape(x.shape)

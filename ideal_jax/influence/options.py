@@ -1,0 +1,50 @@
+"""How curvature is fitted and solved."""
+
+import dataclasses
+from typing import Any
+
+from ideal_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Choices that the estimators share.
+
+    Attributes:
+      damping: λ ("absolute"), or κ ("relative": λ is κ times the mean eigenvalue of the
+        Gauss-Newton matrix, of each block where the estimator has blocks).
+      damping_mode: "relative" or "absolute".
+      fisher: labels of the block estimators: "sampled" from the model, or "empirical".
+      uncovered: parameters that no tap covers get a damped "diagonal", or are left out ("drop").
+      max_factor: widest Kronecker factor in one piece; wider ones are split into equal blocks.
+      tolerance: of conjugate gradients, on ‖residual‖ / ‖right-hand side‖; 0: all iterations.
+      iterations: the most products of conjugate gradients.
+    """
+
+    damping: float = 0.1
+    damping_mode: str = "relative"
+    fisher: str = "sampled"
+    uncovered: str = "diagonal"
+    max_factor: int = 8192
+    tolerance: float = 1e-3
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("damping_mode", ("relative", "absolute")),
+            ("fisher", ("sampled", "empirical")),
+            ("uncovered", ("diagonal", "drop")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"influence.{name}={getattr(self, name)!r}: choose {' or '.join(allowed)}"
+                )
+        for name, least in (("damping", 0), ("tolerance", 0), ("max_factor", 1), ("iterations", 1)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"influence.{name}={getattr(self, name)}: must be at least {least}")
+
+    def absolute(self, mean_eigenvalue: Any) -> Any:
+        """λ for a block of that mean eigenvalue, in its shape and type."""
+        if self.damping_mode == "relative":
+            return self.damping * mean_eigenvalue
+        return 0 * mean_eigenvalue + self.damping

@@ -1,0 +1,113 @@
+"""Passes over batches, and where their results live on the mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ideal_jax.errors import UserError
+from ideal_jax.influence.problem import Batch, Progress, Tree, silent
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The shardings of a tree's leaves, hashable; none when the tree is not on a mesh."""
+
+    shardings: tuple[NamedSharding, ...] = ()
+
+    @classmethod
+    def of(cls, tree: Tree) -> "Placement":
+        """The shardings that the (concrete) leaves of ``tree`` have."""
+        shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
+        named = tuple(s for s in shardings if isinstance(s, NamedSharding))
+        return cls(named if len(named) == len(shardings) else ())
+
+    def stacked(self) -> "Placement":
+        """The same for trees with a new, unsharded, leading axis."""
+        return Placement(
+            tuple(NamedSharding(s.mesh, PartitionSpec(None, *s.spec)) for s in self.shardings)
+        )
+
+    def like(self, tree: Tree) -> Tree:
+        """``tree`` (of the structure this was taken from), constrained to these shardings."""
+        if not self.shardings:
+            return tree
+        leaves, treedef = jax.tree.flatten(tree)
+        placed = map(jax.lax.with_sharding_constraint, leaves, self.shardings)
+        return jax.tree.unflatten(treedef, list(placed))
+
+    def leaf(self, index: int, x: jax.Array) -> jax.Array:
+        """One leaf, by its index in tree order, constrained to its sharding."""
+        if not self.shardings:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.shardings[index])
+
+    def replicated(self, tree: Tree) -> Tree:
+        """``tree`` on every device in full, so that every process can read it."""
+        if not self.shardings:
+            return tree
+        return jax.lax.with_sharding_constraint(
+            tree, NamedSharding(self.shardings[0].mesh, PartitionSpec())
+        )
+
+
+def accumulate(
+    fn: Callable[[Batch], Tree],
+    batches: Sequence[Batch],
+    *,
+    phase: str,
+    progress: Progress = silent,
+) -> Tree:
+    """Σ fn(batch) over the batches, on the devices.
+
+    Raises:
+      UserError: there are no batches.
+    """
+    total: Any = None
+    count = len(batches)
+    if not count:
+        raise UserError(f"no batches for {phase}: give at least one example")
+    progress(phase, 0, count)
+    for done, batch in enumerate(batches, start=1):
+        value = fn(batch)
+        total = value if total is None else _add(total, value)
+        if done == count:
+            jax.block_until_ready(total)
+        progress(phase, done, count)
+    return total
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """``x`` in at least float32: what sums over examples are kept in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def cast_like(tree: Tree, params: Tree) -> Tree:
+    """``tree`` in the dtypes of the parameters, as tangents must be."""
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), tree, params)
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def stack(members: Sequence[Tree], placement: Placement) -> Tree:
+    """Trees stacked on a new leading axis; ``placement`` is that of the result."""
+    return placement.like(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
+    """Linear combinations ``Σ_k coefficients[r, k] stacked[k]``, stacked on r."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        c = coefficients.astype(x.dtype)
+        return jnp.einsum("rk,k...->r...", c, x, precision=jax.lax.Precision.HIGHEST)
+
+    return placement.like(jax.tree.map(leaf, stacked))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total: Tree, value: Tree) -> Tree:
+    return jax.tree.map(jnp.add, total, value)

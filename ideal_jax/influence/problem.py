@@ -1,0 +1,143 @@
+"""What the estimators ask of a model: its loss split in two, its taps, and samples of examples."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ideal_jax.errors import UserError
+
+Tree = Any
+Batch = Any
+LossFn = Callable[[Tree, Batch], tuple[jax.Array, jax.Array]]
+Progress = Callable[[str, int, int], None]
+
+
+class TapLayer(NamedTuple):
+    """A dense layer whose input and output gradient can be read.
+
+    Attributes:
+      name: its key in the perturbations and inputs of ``Taps``.
+      path: keys that lead to its kernel in the parameters: [I, O], or [L, I, O] when scanned.
+      scanned: whether kernel, input and output carry a leading axis of L layers.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    scanned: bool = False
+
+    @property
+    def leaf(self) -> str:
+        """The kernel's path as ``leaf_name`` spells it."""
+        return "/".join(map(str, self.path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Taps:
+    """Access to the dense layers of a model, for Kronecker-factored curvature.
+
+    A kernel that is used twice (tied) must not be listed; it then counts as uncovered.
+
+    Attributes:
+      zeros: ``(params, batch) -> {name: [L?, B, T, O]}``, zeros to add to each layer's output.
+      run: ``(params, perturbations, batch) -> (out, inputs)``, inputs ``{name: [L?, B, T, I]}``.
+      mask: ``batch -> bool[B, T]``: real positions, unsupervised ones included, padding not.
+      layers: the layers that are tapped.
+    """
+
+    zeros: Callable[[Tree, Batch], dict[str, jax.Array]]
+    run: Callable[[Tree, dict[str, jax.Array], Batch], tuple[Tree, dict[str, jax.Array]]]
+    mask: Callable[[Batch], jax.Array]
+    layers: tuple[TapLayer, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A model and its loss, split where curvature needs it split.
+
+    Every leaf of a batch has the example axis B first. ``ℓ(x) = Σ_t c_t nll_t`` and
+    ``w(x) = Σ_t c_t``; an example that only pads the batch has ℓ = w = 0. The functions are static
+    arguments of compiled ones: build the problem once and pass the same object again.
+
+    Attributes:
+      outputs: ``(params, batch) -> out``, the model's outputs, of which the loss is convex.
+      loss: ``(out, batch) -> (ℓ_B, w_B)``.
+      sample_labels: ``(out, batch, key) -> batch``: the batch with labels ŷ_t drawn from the model
+        *and with weights √c_t*, so that ``loss`` on it gives g̃(x) = Σ_t √c_t ∇nll_t(ŷ_t) and
+        (1/W) Σ_x E[g̃g̃ᵀ] is the Gauss-Newton matrix whatever c is. The same key comes with every
+        batch: draw from (key, example, position), or batches share their noise.
+      regulariser: ``params -> ρ``, the term that was really optimised beside the data term.
+      taps: see ``Taps``.
+    """
+
+    outputs: Callable[[Tree, Batch], Tree]
+    loss: Callable[[Tree, Batch], tuple[jax.Array, jax.Array]]
+    sample_labels: Callable[[Tree, Batch, jax.Array], Batch] | None = None
+    regulariser: Callable[[Tree], jax.Array] | None = None
+    taps: Taps | None = None
+
+    def example_loss(self, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """``(ℓ_B, w_B)`` at ``params``."""
+        return self.loss(self.outputs(params, batch), batch)
+
+
+class Sample(NamedTuple):
+    """Examples drawn without replacement from a finite population (a domain, a reference set).
+
+    Attributes:
+      batches: can be gone through again and again; rows that pad a batch have ℓ = w = 0.
+      size: N, examples in the population (the current multiset, repeats counted).
+      sampled: m, examples in ``batches``; None: all of them.
+      weight: W = Σ w over the population if known; None: N times the mean of the sample.
+    """
+
+    batches: Sequence[Batch]
+    size: int
+    sampled: int | None = None
+    weight: float | None = None
+
+    @property
+    def drawn(self) -> int:
+        """m, the examples in ``batches``."""
+        return self.size if self.sampled is None else self.sampled
+
+
+def example_loss(problem: Problem | LossFn) -> LossFn:
+    """The per-example loss of a problem, or the plain loss function itself."""
+    return problem.example_loss if isinstance(problem, Problem) else problem
+
+
+def require(problem: Problem | LossFn, estimator: str, *pieces: str) -> Problem:
+    """The problem, if it has what the estimator needs.
+
+    Raises:
+      UserError: it is a plain loss function, or one of ``pieces`` is missing.
+    """
+    if not isinstance(problem, Problem):
+        raise UserError(
+            f"influence estimator '{estimator}' needs Problem(outputs, loss), not a plain loss"
+            " function; pass a Problem or choose estimator 'identity'"
+        )
+    for piece in pieces:
+        if getattr(problem, piece) is None:
+            raise UserError(
+                f"influence estimator '{estimator}' needs Problem.{piece}; give it or choose"
+                " another estimator"
+            )
+    return problem
+
+
+def leaf_name(path: Any) -> str:
+    """A leaf's path in the parameters, e.g. ``layers/mlp/up/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_indices(tree: Tree) -> dict[str, int]:
+    """The place of every leaf in tree order, by name."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path): index for index, (path, _) in enumerate(paths)}
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,108 @@
+"""Gradients of samples of examples, and per-example directional derivatives."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ideal_jax.influence.passes import Placement, accumulate, cast_like, wide
+from ideal_jax.influence.problem import Batch, LossFn, Progress, Sample, Tree, silent
+
+
+class MeanGradient(NamedTuple):
+    """Σ∇ℓ / Σw over a sample, with Σℓ / Σw (nats per unit of weight) and Σw."""
+
+    gradient: Tree
+    loss: float
+    weight: float
+
+
+class Scores(NamedTuple):
+    """One row per example, in the order of the batches, padding rows included.
+
+    Attributes:
+      scores: float64[r, rows], vᵀ∇ℓ(x) for each tangent v.
+      weights: float64[rows], w(x); 0 in padding rows.
+    """
+
+    scores: np.ndarray
+    weights: np.ndarray
+
+
+def mean_gradient(
+    loss_fn: LossFn,
+    params: Tree,
+    sample: Sample,
+    *,
+    phase: str = "gradients",
+    progress: Progress = silent,
+) -> MeanGradient:
+    """The gradient of the sample's mean loss: sums over all batches, one division."""
+    placement = Placement.of(params)
+    gradient, loss, weight = accumulate(
+        lambda batch: _gradient_sums(loss_fn, placement, params, batch),
+        sample.batches,
+        phase=phase,
+        progress=progress,
+    )
+    return MeanGradient(
+        jax.tree.map(lambda x: x / weight, gradient), float(loss) / float(weight), float(weight)
+    )
+
+
+def example_scores(
+    loss_fn: LossFn,
+    params: Tree,
+    tangents: Tree,
+    sample: Sample,
+    *,
+    phase: str = "scores",
+    progress: Progress = silent,
+) -> Scores:
+    """vᵀ∇ℓ(x) for every example x and every tangent v on the leading axis of ``tangents``.
+
+    Forward mode: the primal is computed once a batch, no residuals are kept, no gradient exists.
+    """
+    placement = Placement.of(params)
+    progress(phase, 0, len(sample.batches))
+    rows: list[tuple] = []
+    for done, batch in enumerate(sample.batches, start=1):
+        rows.append(_batch_scores(loss_fn, placement, params, tangents, batch))
+        # Fetch the batch before this one: the device always has work queued.
+        if done > 1:
+            rows[-2] = jax.device_get(rows[-2])
+            progress(phase, done - 1, len(sample.batches))
+    rows[-1] = jax.device_get(rows[-1])
+    progress(phase, len(rows), len(rows))
+    return Scores(
+        np.concatenate([scores for scores, _ in rows], axis=1, dtype=np.float64),
+        np.concatenate([weights for _, weights in rows], dtype=np.float64),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+def _gradient_sums(
+    loss_fn: LossFn, placement: Placement, params: Tree, batch: Batch
+) -> tuple[Tree, jax.Array, jax.Array]:
+    def total(p: Tree) -> tuple[jax.Array, jax.Array]:
+        l_B, w_B = loss_fn(p, batch)
+        return jnp.sum(wide(l_B)), jnp.sum(wide(w_B))
+
+    (loss, weight), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    gradient = placement.like(jax.tree.map(wide, gradient))
+    return gradient, placement.replicated(loss), placement.replicated(weight)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+def _batch_scores(
+    loss_fn: LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    def score(tangent: Tree) -> tuple[jax.Array, jax.Array]:
+        _, l_dot_B, w_B = jax.jvp(
+            lambda p: loss_fn(p, batch), (params,), (cast_like(tangent, params),), has_aux=True
+        )
+        return wide(l_dot_B), wide(w_B)
+
+    return placement.replicated(jax.vmap(score, out_axes=(0, None))(tangents))

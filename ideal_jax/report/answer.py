@@ -1,0 +1,124 @@
+"""The top of the page: which round, which mixture, what it is worth, and how sure that is."""
+
+import math
+from typing import Any
+
+from ideal_jax.report import formats, rounds, scores
+from ideal_jax.report.load import Round, Run
+
+
+def answer(run: Run) -> dict[str, Any]:
+    """The headline, its numbers, and the chosen mixture beside the given one.
+
+    While nothing is chosen, the latest evaluated round stands in for the chosen one.
+    """
+    if not run.rounds:
+        return {"headline": "No round has started yet", "reason": "", "rows": []}
+    chosen = rounds.best(run)
+    given = run.rounds[0]
+    evaluated = [round_ for round_ in run.rounds if round_.evaluation]
+    if chosen is not None:
+        shown = next(round_ for round_ in run.rounds if round_.number == chosen)
+    else:
+        shown = evaluated[-1] if evaluated else run.rounds[-1]
+    same = shown.number == given.number
+    return {
+        "headline": _headline(run, chosen, same),
+        "reason": (run.results or {}).get("best_round_reason") or "",
+        "chosen": chosen is not None,
+        "same": same,
+        "shown": shown.number,
+        "loss": _loss(run, given, shown),
+        "overall": _overall(run, given, shown),
+        "certainty": "" if same else _certainty(given, shown),
+        "budget": _budget(given, shown),
+        "rows": _rows(run, given, shown),
+    }
+
+
+def _headline(run: Run, chosen: int | None, same: bool) -> str:
+    if chosen is None:
+        return "No mixture is chosen yet"
+    if not rounds.finished(run):
+        return f"Best so far: the {'given mixture' if same else f'mixture of round {chosen}'}"
+    if same:
+        return "Keep the given mixture: no other round was better"
+    return f"Train on the mixture of round {chosen}"
+
+
+def _loss(run: Run, given: Round, shown: Round) -> dict[str, str]:
+    before, after = rounds.selection_loss(run, given), rounds.selection_loss(run, shown)
+    change = ""
+    if before is not None and after is not None and given is not shown and before:
+        change = formats.percent(after / before - 1, signed=True)
+    return {
+        "given": formats.fixed(before, 4),
+        "shown": formats.fixed(after, 4),
+        "change": change,
+    }
+
+
+def _overall(run: Run, given: Round, shown: Round) -> dict[str, str]:
+    percent = scores.are_fractions(run)
+    return {
+        "given": scores.overall(given, percent),
+        "shown": scores.overall(shown, percent),
+    }
+
+
+def _certainty(given: Round, shown: Round) -> str:
+    """Whether the difference in the overall score is more than its standard error explains."""
+    if not (given.evaluation and shown.evaluation):
+        return ""
+    values = [round_.evaluation["overall"] for round_ in (given, shown) if round_.evaluation]
+    errors = [round_.evaluation["overall_stderr"] for round_ in (given, shown) if round_.evaluation]
+    if not all(formats.finite(x) for x in values + errors):
+        return ""
+    difference, error = values[1] - values[0], math.hypot(*errors)
+    if abs(difference) <= 1.96 * error:
+        return (
+            "The change in overall score is within what chance alone gives"
+            " (95 % interval of the difference, the two scores taken as independent)."
+        )
+    direction = "gain" if difference > 0 else "drop"
+    return f"The {direction} in overall score is more than chance alone gives (95 % interval)."
+
+
+def _budget(given: Round, shown: Round) -> dict[str, str]:
+    def total(round_: Round, key: str) -> str:
+        return formats.count(sum(domain[key] for domain in round_.mixture["domains"]))
+
+    return {
+        "given": total(given, "count"),
+        "shown": total(shown, "count"),
+        "tokens": total(shown, "tokens"),
+    }
+
+
+def _rows(run: Run, given: Round, shown: Round) -> list[dict[str, str]]:
+    """Each domain's share, given and chosen."""
+    before, after = rounds.shares(given), rounds.shares(shown)
+    examples = [rounds.counts(given), rounds.counts(shown)]
+    widest = max((x for x in [*before.values(), *after.values()] if x > 0), default=1.0)
+    rows = []
+    for name in rounds.domains(run):
+        a, b = before.get(name), after.get(name)
+        change = b - a if a is not None and b is not None else None
+        points = formats.fixed(100 * change, 1, signed=True) if change is not None else ""
+        rows.append(
+            {
+                "name": name,
+                "given": formats.percent(a),
+                "shown": formats.percent(b),
+                "change": points or formats.MISSING,
+                "given_count": formats.count(examples[0].get(name)),
+                "shown_count": formats.count(examples[1].get(name)),
+                "given_width": _width(a, widest),
+                "shown_width": _width(b, widest),
+            }
+        )
+    return rows
+
+
+def _width(share: float | None, widest: float) -> str:
+    return f"{100 * share / widest:.1f}%" if share is not None and share > 0 else "0%"

@@ -1,0 +1,231 @@
+"""Reads the files of a work directory into plain checked dicts; knows nothing of the page."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ideal_jax.errors import UserError
+
+Json = Any
+
+# A schema is a type, [schema] for a list, {"*": schema} for a mapping with free keys, or a dict of
+# keys, where "key?" may be missing or null. `float` takes any JSON number, and null for NaN.
+_LOSS = {"nats_per_token": float, "bits_per_byte?": float, "stderr?": float, "n?": float}
+_CONFIG = {
+    "command?": str,
+    "config": {"*": object},
+    "versions?": {"*": object},
+    "devices?": {"*": object},
+    "mesh?": {"*": object},
+}
+_MIXTURE = {
+    "method?": str,
+    "domains": [{"name": str, "available": float, "beta": float, "count": float, "tokens": float}],
+    "plan_sha256?": str,
+}
+_INFLUENCE = {
+    "estimator": str,
+    "references": [str],
+    "domains": [str],
+    "matrix": [[float]],
+    "stderr": [[float]],
+    "stderr_train?": [[float]],
+    "stderr_reference?": [[float]],
+    "reference_shares?": [float],
+    "alpha": [float],
+    "alpha_stderr": [float],
+    "beta?": [float],
+    "shares?": [float],
+    "examples_used?": float,
+    "layers?": [object],
+    "reduction?": str,
+    "centred?": bool,
+    "common_mode?": float,
+    "solve_residual?": [float],
+    "damping?": object,
+    "decision?": {"stopped?": bool, "reason?": str},
+}
+_EVALUATION = {
+    "tasks": [
+        {"name": str, "domain?": str, "metric?": str, "value": float, "stderr?": float, "n?": float}
+    ],
+    "overall?": float,
+    "overall_stderr?": float,
+    "reference_loss?": {"*": _LOSS},
+    "test_loss?": {"*": _LOSS},
+    "selection_loss?": float,
+    "test_loss_mean?": float,
+    "samples?": [
+        {"domain?": str, "prompt": str, "generated": str, "reference?": str, "correct?": bool}
+    ],
+}
+_STEP = {
+    "step": float,
+    "loss": float,
+    "learning_rate?": float,
+    "grad_norm?": float,
+    "tokens_per_second?": float,
+}
+_RESULTS = {
+    "status?": str,
+    "best_round?": float,
+    "best_round_reason?": str,
+    "rounds?": [{"round": float, "selection_loss?": float, "params_sha256?": str}],
+    "cost?": {
+        "train_flops?": float,
+        "influence_flops?": float,
+        "evaluation_flops?": float,
+        "seconds?": {"*": float},
+    },
+    "phases?": [{"name": str, "round?": float, "flops?": float, "seconds?": float}],
+}
+
+
+class Round(NamedTuple):
+    """The files of ``rounds/NN``; what the run has not written yet is None (or no steps).
+
+    Attributes:
+      number: NN.
+      mixture, influence, evaluation: checked contents; missing optional keys are None.
+      steps: the logged steps in order; a step logged twice (a resumed run) counts once.
+      unreadable: lines of metrics.jsonl that are no JSON (a write cut short by a kill).
+    """
+
+    number: int
+    mixture: dict[str, Json]
+    influence: dict[str, Json] | None
+    evaluation: dict[str, Json] | None
+    steps: list[dict[str, Json]]
+    unreadable: int
+
+
+class Run(NamedTuple):
+    """A work directory: ``config.json``, ``results.json`` (None while missing) and its rounds."""
+
+    config: dict[str, Json]
+    results: dict[str, Json] | None
+    rounds: list[Round]
+
+
+def load(workdir: Path) -> Run:
+    """Reads a work directory, finished or not.
+
+    Raises:
+      UserError: the folder is missing, is no work directory, or one of its files is malformed.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; give the --workdir of an ideal-jax run")
+    config = _read(workdir / "config.json", _CONFIG, foreign=True)
+    if config is None:
+        raise UserError(
+            f"{workdir}: not a work directory of ideal-jax (it has no config.json);"
+            " give the --workdir of a run"
+        )
+    folders = (workdir / "rounds").glob("*/mixture.json")
+    numbered = [path.parent for path in folders if re.fullmatch("[0-9]+", path.parent.name)]
+    rounds = [_round(folder) for folder in sorted(numbered, key=lambda path: int(path.name))]
+    return Run(config, _read(workdir / "results.json", _RESULTS), rounds)
+
+
+def _round(folder: Path) -> Round:
+    mixture = _read(folder / "mixture.json", _MIXTURE)
+    assert mixture is not None, "the folder was found by this file"
+    influence = _read(folder / "influence.json", _INFLUENCE)
+    if influence is not None:
+        _check_shapes(influence, folder / "influence.json")
+    steps, unreadable = _steps(folder / "metrics.jsonl")
+    evaluation = _read(folder / "evaluation.json", _EVALUATION)
+    return Round(int(folder.name), mixture, influence, evaluation, steps, unreadable)
+
+
+def _read(path: Path, schema: Json, foreign: bool = False) -> dict[str, Json] | None:
+    """The checked contents of a JSON file, None if it does not exist."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); restore it or rerun") from error
+    if foreign and not (isinstance(value, dict) and isinstance(value.get("config"), dict)):
+        raise UserError(
+            f"{path}: not written by ideal-jax (it has no 'config'); give the --workdir of a run"
+        )
+    return _checked(value, schema, f"{path}: ")
+
+
+def _steps(path: Path) -> tuple[list[dict[str, Json]], int]:
+    """The steps of a metrics file, and the number of lines that are no JSON."""
+    if not path.exists():
+        return [], 0
+    steps: dict[float, dict[str, Json]] = {}
+    unreadable = 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            unreadable += 1
+            continue
+        step = _checked(value, _STEP, f"{path}:{number}: ")
+        steps[step["step"]] = step
+    return [steps[number] for number in sorted(steps)], unreadable
+
+
+def _checked(value: Json, schema: Json, where: str) -> Json:
+    """``value`` reduced to what ``schema`` names; ``where`` says where it stands, for errors."""
+    if isinstance(schema, list):
+        _require(isinstance(value, list), value, "a list", where)
+        return [_checked(item, schema[0], f"{where}[{k}]") for k, item in enumerate(value)]
+    if isinstance(schema, Mapping):
+        _require(isinstance(value, dict), value, "an object", where)
+        if "*" in schema:
+            return {key: _checked(value[key], schema["*"], f"{where}.{key}") for key in value}
+        result: dict[str, Json] = {}
+        for name, inner in schema.items():
+            key, optional = name.removesuffix("?"), name.endswith("?")
+            if optional and value.get(key) is None:
+                result[key] = None
+            elif key not in value:
+                raise UserError(f"{where} has no '{key}'; restore the file or rerun")
+            else:
+                result[key] = _checked(value[key], inner, f"{where}.{key}")
+        return result
+    if schema is float:
+        if value is None:
+            return math.nan
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(is_number, value, "a number", where)
+        return value
+    names = {str: "a text", bool: "true or false"}
+    _require(isinstance(value, schema), value, names.get(schema, "a value"), where)
+    return value
+
+
+def _require(condition: bool, value: Json, expected: str, where: str) -> None:
+    if not condition:
+        found = json.dumps(value)[:40]
+        raise UserError(f"{where} should be {expected}, found {found}; restore the file or rerun")
+
+
+def _check_shapes(influence: dict[str, Json], path: Path) -> None:
+    """Every vector has R or n entries, every matrix is [R][n]."""
+    R, n = len(influence["references"]), len(influence["domains"])
+    vectors = {"alpha": n, "alpha_stderr": n, "beta": n, "shares": n}
+    vectors |= {"reference_shares": R, "solve_residual": R}
+    matrices = ("matrix", "stderr", "stderr_train", "stderr_reference")
+    good = {key: influence[key] is None or len(influence[key]) == k for key, k in vectors.items()}
+    for key in matrices:
+        rows = influence[key]
+        good[key] = rows is None or (len(rows) == R and all(len(row) == n for row in rows))
+    for key, fits in good.items():
+        if not fits:
+            raise UserError(
+                f"{path}: '{key}' does not fit {R} references and {n} domains;"
+                " restore the file or rerun"
+            )

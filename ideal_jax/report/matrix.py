@@ -1,0 +1,186 @@
+"""The influence section: matrices as heat tables, and sentences that say how to read them."""
+
+import math
+from typing import Any
+
+from ideal_jax.report import figures, formats, rounds
+from ideal_jax.report.load import Round, Run
+
+_Z = 1.959964  # half width of a 95 % interval in standard errors
+_EXACT = 1e-3  # residual above which a solve is called approximate
+
+
+def influence(run: Run) -> list[dict[str, Any]]:
+    """One view per round that has measured influence."""
+    chosen = rounds.best(run)
+    decided_by = None if chosen is None else max(chosen - 1, run.rounds[0].number)
+    return [
+        _view(r.influence, r) | {"open": rounds.is_open(run, r.number, decided_by)}
+        for r in run.rounds
+        if r.influence is not None
+    ]
+
+
+def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
+    references, domains = data["references"], data["domains"]
+    entries = [x for row in data["matrix"] for x in row] + data["alpha"]
+    exponent = formats.magnitude(entries)
+    exponent = 0 if -3 <= exponent <= 3 else exponent
+    decimals = max(0, 2 - (formats.magnitude(entries) - exponent))
+    largest = max((abs(x) for x in entries if math.isfinite(x)), default=0.0)
+    unit = "nats per example" if data["reduction"] == "example" else "nats per token"
+
+    def cell(value: float, stderr: float) -> dict[str, Any]:
+        return {
+            "value": formats.fixed(value / 10.0**exponent, decimals, signed=True),
+            "stderr": formats.fixed(stderr / 10.0**exponent, decimals),
+            "kind": _kind(value, stderr),
+            "heat": f"{0.08 + 0.5 * abs(value) / (largest or 1):.2f}"
+            if math.isfinite(value)
+            else "0",
+        }
+
+    def cells(values: list[float], errors: list[float]) -> list[dict[str, Any]]:
+        return [cell(value, stderr) for value, stderr in zip(values, errors, strict=True)]
+
+    matrix, stderr = data["matrix"], data["stderr"]
+    clear = sum(
+        _kind(a, e) in ("better", "worse")
+        for row, errors in zip(matrix, stderr, strict=True)
+        for a, e in zip(row, errors, strict=True)
+    )
+    label = f"Effect α of each domain on the overall loss, round {round_.number}: " + "; ".join(
+        f"{name} {formats.significant(a)} ± {formats.significant(_Z * e)}"
+        for name, a, e in zip(domains, data["alpha"], data["alpha_stderr"], strict=True)
+    )
+    return {
+        "number": round_.number,
+        "domains": domains,
+        "rows": [
+            {"name": name, "cells": cells(matrix[i], stderr[i])}
+            for i, name in enumerate(references)
+        ],
+        "alpha": cells(data["alpha"], data["alpha_stderr"]),
+        "beta": [formats.percent(b, signed=True) for b in data["beta"] or []],
+        "shares": [formats.percent(share) for share in data["shares"] or []],
+        "power": formats.power(exponent) if exponent else "",
+        "unit": unit,
+        "certain": clear,
+        "entries": len(references) * len(domains),
+        "example": _example(data, unit),
+        "facts": _facts(data),
+        "errors": _errors(data),
+        "layers": [str(layer) for layer in data["layers"] or []],
+        "decision": _decision(data["decision"]),
+        "figure": figures.intervals(
+            f"alpha{round_.number}",
+            label,
+            domains,
+            data["alpha"],
+            [_Z * e for e in data["alpha_stderr"]],
+            f"α, {unit}: left of zero lowers the overall loss",
+        ),
+    }
+
+
+def _kind(value: float, stderr: float) -> str:
+    """ "better" (lowers the loss), "worse", "unclear" (95 % interval holds 0) or "missing"."""
+    if not math.isfinite(value):
+        return "missing"
+    if not abs(value) > _Z * stderr:  # also where the error is unknown
+        return "unclear"
+    return "better" if value < 0 else "worse"
+
+
+def _example(data: dict[str, Any], unit: str) -> dict[str, str] | None:
+    """The strongest clear entry, to be told as a sentence."""
+    found = [
+        (abs(value), i, j)
+        for i, row in enumerate(data["matrix"])
+        for j, value in enumerate(row)
+        if _kind(value, data["stderr"][i][j]) in ("better", "worse")
+    ]
+    if not found:
+        return None
+    size, i, j = max(found, key=lambda entry: entry[0])
+    return {
+        "domain": data["domains"][j],
+        "reference": data["references"][i],
+        "verb": "lower" if data["matrix"][i][j] < 0 else "raise",
+        "amount": f"{formats.significant(0.1 * size, 2)} {unit}",
+    }
+
+
+def _facts(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Name, value and meaning of what was measured besides the matrix."""
+    facts = [{"name": "Method", "value": data["estimator"], "meaning": "curvature estimator"}]
+    if data["examples_used"] is not None:
+        value = formats.count(data["examples_used"])
+        facts.append({"name": "Examples", "value": value, "meaning": "training examples scored"})
+    common = data["common_mode"]
+    if common is not None:
+        meaning = "of the effect is “more data of any kind”; the rest tells domains apart"
+        if data["centred"]:
+            meaning += ". It is measured first and then taken out, so that α sums to zero"
+        facts.append(
+            {"name": "Common mode", "value": formats.percent(common, 0), "meaning": meaning}
+        )
+    if data["centred"] is False:
+        meaning = "the total volume may grow, so part of every number is “more data of any kind”"
+        facts.append({"name": "Centred", "value": "no", "meaning": meaning})
+    residuals = [x for x in data["solve_residual"] or [] if formats.finite(x)]
+    if residuals:
+        worst = max(residuals)
+        meaning = "largest relative error of the linear solves; "
+        meaning += (
+            "solved for this curvature"
+            if worst <= _EXACT
+            else "above 10⁻³, so the numbers are approximate"
+        )
+        facts.append(
+            {"name": "Solve residual", "value": formats.significant(worst, 2), "meaning": meaning}
+        )
+    return facts + _damping(data["damping"])
+
+
+def _damping(damping: Any) -> list[dict[str, str]]:
+    """The absolute damping λ, and what was asked for where that is known."""
+    asked = damping if isinstance(damping, dict) else {"absolute": damping}
+    value = asked.get("absolute")
+    if not formats.finite(value):
+        return []
+    meaning = "added to the curvature before it is inverted"
+    if formats.finite(asked.get("value")):
+        meaning += f" ({asked.get('mode', 'asked')} {formats.significant(asked['value'], 2)})"
+    return [{"name": "Damping λ", "value": formats.significant(value, 2), "meaning": meaning}]
+
+
+def _errors(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Per reference: its weight, its solve residual, and where its uncertainty comes from."""
+    rows = []
+    for i, name in enumerate(data["references"]):
+        weights, residuals = data["reference_shares"], data["solve_residual"]
+        rows.append(
+            {
+                "name": name,
+                "weight": formats.percent(weights[i]) if weights else formats.MISSING,
+                "residual": formats.significant(residuals[i], 2) if residuals else formats.MISSING,
+                "train": _typical(data["stderr_train"], i),
+                "reference": _typical(data["stderr_reference"], i),
+            }
+        )
+    return rows
+
+
+def _typical(errors: list[list[float]] | None, i: int) -> str:
+    """Root mean square of one row."""
+    row = [x for x in errors[i] if math.isfinite(x)] if errors else []
+    if not row:
+        return formats.MISSING
+    return formats.significant(math.sqrt(sum(x * x for x in row) / len(row)), 2)
+
+
+def _decision(decision: dict[str, Any] | None) -> dict[str, Any] | None:
+    if decision is None or (decision["stopped"] is None and not decision["reason"]):
+        return None
+    return {"stopped": bool(decision["stopped"]), "reason": decision["reason"] or ""}

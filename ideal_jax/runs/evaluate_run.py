@@ -1,0 +1,154 @@
+"""One round's evaluation: loss and greedy exact match per capability."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ideal_jax import config as config_lib
+from ideal_jax import training
+from ideal_jax.data import example_batches, render_prompt
+from ideal_jax.evaluation import Losses, domain_losses, generate_all, make_generate
+from ideal_jax.mixture import permutation
+from ideal_jax.runs import cost
+from ideal_jax.runs.session import Session
+
+# Salts of the permutations that split and sample; plans use (seed, domain, pass).
+_REFERENCE_SALT = 101
+_SHOWN = 2  # generations per domain kept for the report
+
+
+def reference_halves(session: Session, domain: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items for ∇Q, items for choosing the best round): a seeded split of one reference set."""
+    size = len(session.data.reference[session.names[domain]])
+    order = permutation(size, session.config.seed, domain, 0, _REFERENCE_SALT)
+    return np.sort(order[: size // 2]), np.sort(order[size // 2 :])
+
+
+def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
+    """``evaluation.json`` of one trained model; reads no file and decides nothing."""
+    config, started = session.config, time.perf_counter()
+    tokens = 0.0
+    reference, selection, test = {}, [], {}
+    tasks, samples = [], []
+    generation = "exact_match" in config_lib.names(config.eval.tasks)
+    total = len(session.names) * (3 if generation else 2)
+    losses_fn = jax.jit(training.example_losses(session.model, config.loss.block))
+    generate = jax.jit(
+        make_generate(
+            session.model,
+            max_new_tokens=config.eval.max_new_tokens,
+            end_id=session.data.tokenizer.eos_token_id,
+        )
+    )
+    with session.reporter.phase(name) as advance:
+        done = 0
+        for j, domain in enumerate(session.names):
+            for split, table in (("reference", reference), ("test", test)):
+                losses, used = _losses(session, losses_fn, params, domain, split)
+                table[domain] = _loss_entry(session, domain, split, losses)
+                tokens += used
+                if split == "reference":
+                    selection.append(losses.take(reference_halves(session, j)[1]).mean())
+                done += 1
+                advance(done, total, f"{domain} {split} loss")
+            if generation:
+                task, shown, used = _exact_match(session, generate, params, domain)
+                tasks.append(task)
+                samples.extend(shown)
+                tokens += used
+                done += 1
+                advance(done, total, f"{domain} generation")
+    v = np.asarray(session.capability_weights)
+    overall = {"overall": None, "overall_stderr": None}
+    if tasks:
+        values = np.asarray([task["value"] for task in tasks])
+        errors = np.asarray([task["stderr"] for task in tasks])
+        overall["overall"] = float(v @ values)
+        overall["overall_stderr"] = float(np.sqrt(v**2 @ errors**2))
+    return {
+        "tasks": tasks,
+        **overall,
+        "reference_loss": reference,
+        "test_loss": test,
+        "selection_loss": float(v @ np.asarray(selection)),
+        "test_loss_mean": float(v @ np.asarray([test[d]["nats_per_token"] for d in session.names])),
+        "samples": samples,
+        "flops": cost.forward_flops(session.model.cfg, tokens, config.data.row_length),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _losses(
+    session: Session, losses_fn: Any, params: Any, domain: str, split: str
+) -> tuple[Losses, float]:
+    store = getattr(session.data, split)[domain]
+    batches = example_batches(
+        store,
+        np.arange(len(store)),
+        session.names.index(domain),
+        batch_size=session.rows(session.config.eval.batch_size),
+        lengths=session.widths,
+        reduction="token",
+    )
+    tokens = float(sum(batch["tokens"].size for batch in batches))
+    return domain_losses(losses_fn, session.mesh, params, batches), tokens
+
+
+def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> dict[str, Any]:
+    store = getattr(session.data, split)[domain]
+    decode = session.data.tokenizer.decode
+    count = 0
+    for tokens, mask in (store[int(item)] for item in losses.items):
+        count += len(decode(tokens[mask], skip_special_tokens=True).encode())
+    return {
+        "nats_per_token": losses.mean(),
+        "stderr": losses.stderr(),
+        "bits_per_byte": float(losses.loss.sum()) / math.log(2) / max(count, 1),
+        "n": len(losses.items),
+    }
+
+
+def _exact_match(
+    session: Session, generate: Any, params: Any, domain: str
+) -> tuple[dict[str, Any], Sequence[dict[str, Any]], float]:
+    config, tokenizer = session.config, session.data.tokenizer
+    records = session.data.records(domain, "test")[: config.eval.examples]
+    prompts = [render_prompt(tokenizer, record.messages) for record in records]
+    outputs = generate_all(
+        generate,
+        session.mesh,
+        params,
+        prompts,
+        batch_size=session.rows(config.eval.batch_size),
+        widths=session.widths,
+        end_id=tokenizer.eos_token_id,
+    )
+    texts = [""] * len(records)
+    for index, tokens in outputs:
+        texts[index] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    expected = [record.messages[-1]["content"].strip() for record in records]
+    hits = np.asarray([text == want for text, want in zip(texts, expected, strict=True)], float)
+    task = {
+        "name": "exact_match",
+        "domain": domain,
+        "metric": "exact_match",
+        "value": float(hits.mean()),
+        "stderr": float(hits.std(ddof=1) / math.sqrt(len(hits))),
+        "n": len(hits),
+    }
+    shown = [
+        {
+            "domain": domain,
+            "prompt": records[i].messages[-2]["content"],
+            "generated": texts[i],
+            "reference": expected[i],
+            "correct": bool(hits[i]),
+        }
+        for i in range(min(_SHOWN, len(records)))
+    ]
+    tokens = float(sum(len(p) for p in prompts) + len(prompts) * config.eval.max_new_tokens)
+    return task, shown, tokens

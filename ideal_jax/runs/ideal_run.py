@@ -1,0 +1,257 @@
+"""The main job: train, measure influence, move the mixture, retrain, until it is balanced."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ideal_jax import config as config_lib
+from ideal_jax.errors import UserError
+from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
+from ideal_jax.report import write_report
+from ideal_jax.runs import processes
+from ideal_jax.runs.evaluate_run import evaluate_round
+from ideal_jax.runs.influence_run import influence_of_json, influence_round
+from ideal_jax.runs.session import Session, open_session
+from ideal_jax.runs.train_run import train_round
+from ideal_jax.runs.workdir import read_json, write_json
+
+
+def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> dict[str, Any]:
+    """Runs IDEAL from the given mixture to the report.
+
+    Every phase leaves a file; a phase whose file is there is not run again, so the same call
+    continues an interrupted run to the bit-identical result.
+
+    Args:
+      config: as of ``configs/base.py``.
+      workdir: created if missing.
+      command: recorded in ``config.json``.
+
+    Returns:
+      The content of ``results.json``.
+
+    Raises:
+      UserError: bad config, data or work directory.
+    """
+    session = open_session(config, workdir, command)
+    state = initial_state(session)
+    rounds: list[dict[str, Any]] = []
+    for index in range(config.mixture.rounds + 1):
+        record, state = run_round(session, state, last=index == config.mixture.rounds)
+        rounds.append(record)
+        if record["stopped"] or index == config.mixture.rounds:
+            break
+        _write_results(session, rounds, status="running")
+    results = _write_results(session, rounds, status="finished")
+    processes.barrier("results")
+    if processes.is_writer():
+        path = write_report(session.workdir.path)
+        _print_summary(session, rounds, results, path)
+    return results
+
+
+def initial_state(session: Session) -> MixtureState:
+    """Round 0: ``mixture.counts``, or everything there is."""
+    names = session.names
+    available = np.asarray([len(session.data.train[name]) for name in names], np.int64)
+    text = session.config.mixture.counts
+    given = config_lib.numbers("mixture.counts", text, int, len(names))
+    counts = available if given is None else np.asarray(given, np.int64)
+    if counts.min() < 1:
+        raise UserError(f"mixture.counts={text}: every domain needs at least one example")
+    return MixtureState(names, available, counts, np.zeros(len(names)), 0)
+
+
+def run_round(
+    session: Session, state: MixtureState, *, last: bool
+) -> tuple[dict[str, Any], MixtureState]:
+    """One round: train, evaluate, and unless it is the last, influence and the next mixture."""
+    config, folder = session.config, session.workdir.round(state.round)
+    plan = plan_of(session, state)
+    if not processes.agree((folder / "mixture.json").exists()):
+        write_json(folder / "mixture.json", _mixture_json(session, state, plan))
+    wants_influence = not last or config.influence.final
+    evaluation_file, influence_file = folder / "evaluation.json", folder / "influence.json"
+    has_evaluation = processes.agree(evaluation_file.exists())
+    has_influence = processes.agree(influence_file.exists())
+    processes.barrier(f"round {state.round}")
+    if has_evaluation and (has_influence or not wants_influence):
+        trained = read_json(folder / "train.json")
+    else:
+        params, trained = train_round(session, plan, folder, f"round {state.round}: train")
+    if has_evaluation:
+        evaluation = read_json(evaluation_file)
+    else:
+        evaluation = evaluate_round(session, params, f"round {state.round}: evaluate")
+        write_json(evaluation_file, evaluation)
+    influence, following, stopped = None, state, False
+    if wants_influence:
+        if has_influence:
+            influence = read_json(influence_file)
+        else:
+            influence = influence_round(session, state, plan, params)
+            write_json(influence_file, influence)
+        matrix = influence_of_json(influence)
+        stopped = not last and is_settled(matrix)
+        if not stopped:
+            following = next_state(session, state, matrix)
+    record = {
+        "round": state.round,
+        "state": state,
+        "train": trained,
+        "evaluation": evaluation,
+        "influence": influence,
+        "stopped": stopped,
+    }
+    return record, following
+
+
+def next_state(session: Session, state: MixtureState, influence: Any) -> MixtureState:
+    """IDEAL's rule with the config's bounds."""
+    rule = session.config.mixture
+    return update(
+        state,
+        influence,
+        step=rule.step,
+        keep_total=rule.keep_total,
+        min_share=rule.min_share,
+        max_repetition=rule.max_repetition,
+    )
+
+
+def plan_of(session: Session, state: MixtureState) -> MixturePlan:
+    """The examples of a mixture; one seed for all rounds, so the plans are nested."""
+    sizes = tuple(int(size) for size in state.available)
+    return MixturePlan(sizes, tuple(int(c) for c in state.counts), session.config.seed)
+
+
+def _mixture_json(session: Session, state: MixtureState, plan: MixturePlan) -> dict[str, Any]:
+    domains = []
+    for j, name in enumerate(state.names):
+        lengths = session.data.train[name].lengths[plan.items(j)]
+        domains.append(
+            {
+                "name": name,
+                "available": int(state.available[j]),
+                "beta": float(state.beta[j]),
+                "count": int(state.counts[j]),
+                "tokens": int(lengths.sum()),
+            }
+        )
+    return {
+        "round": state.round,
+        "method": "given" if state.round == 0 else "ideal",
+        "seed": session.config.seed,
+        "domains": domains,
+        "total_examples": int(state.counts.sum()),
+        "total_tokens": sum(domain["tokens"] for domain in domains),
+        "plan_sha256": plan.digest(),
+    }
+
+
+def _write_results(session: Session, rounds: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    losses = [record["evaluation"]["selection_loss"] for record in rounds]
+    best = int(np.argmin(losses))
+    phases = _phases(session, rounds)
+
+    def flops(name: str) -> float:
+        return sum(phase["flops"] for phase in phases if phase["name"] == name)
+
+    results = {
+        "status": status,
+        "rounds": [
+            {
+                "round": record["round"],
+                "mixture": dict(
+                    zip(record["state"].names, record["state"].counts.tolist(), strict=True)
+                ),
+                "overall": record["evaluation"]["overall"],
+                "overall_stderr": record["evaluation"]["overall_stderr"],
+                "selection_loss": record["evaluation"]["selection_loss"],
+                "reference_loss": _nats(record["evaluation"]["reference_loss"]),
+                "test_loss": _nats(record["evaluation"]["test_loss"]),
+                "params_sha256": record["train"]["params_sha256"],
+            }
+            for record in rounds
+        ],
+        "best_round": rounds[best]["round"],
+        "best_round_reason": "lowest mean loss on the half of each reference set that no influence "
+        "has seen; test numbers are read by no decision",
+        "stopped": rounds[-1]["stopped"],
+        "cost": {
+            "base_flops": flops("base"),
+            "train_flops": flops("train"),
+            "influence_flops": flops("influence"),
+            "evaluation_flops": flops("evaluate"),
+            "seconds": {
+                name: sum(p["seconds"] for p in phases if p["name"] == name)
+                for name in ("base", "train", "influence", "evaluate")
+            },
+        },
+        "phases": [{key: p[key] for key in ("name", "round", "flops", "seconds")} for p in phases],
+    }
+    write_json(session.workdir.path / "results.json", results)
+    return results
+
+
+def _phases(session: Session, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    phases = []
+    base = session.workdir.path / "base" / "base.json"
+    if base.exists():
+        record = read_json(base)
+        phases.append({"name": "base", "round": None, **_cost_of(record)})
+    for record in rounds:
+        for name, part in (
+            ("train", record["train"]),
+            ("evaluate", record["evaluation"]),
+            ("influence", record["influence"]),
+        ):
+            if part is not None:
+                phases.append({"name": name, "round": record["round"], **_cost_of(part)})
+    return phases
+
+
+def _cost_of(record: dict[str, Any]) -> dict[str, float]:
+    seconds = record["seconds"]
+    if isinstance(seconds, dict):
+        seconds = sum(seconds.values())
+    return {"flops": record["flops"], "seconds": seconds}
+
+
+def _nats(losses: dict[str, Any]) -> dict[str, float]:
+    return {domain: entry["nats_per_token"] for domain, entry in losses.items()}
+
+
+def _print_summary(
+    session: Session, rounds: list[dict[str, Any]], results: dict[str, Any], report: pathlib.Path
+) -> None:
+    mixture = Table(title="mixture: examples (share)")
+    mixture.add_column("domain")
+    scores = Table(title="scores per round")
+    for column in ("round", "exact match (test)", "reference loss", "test loss"):
+        scores.add_column(column, justify="right")
+    for record in rounds:
+        mark = " *" if record["round"] == results["best_round"] else ""
+        mixture.add_column(f"round {record['round']}{mark}", justify="right")
+        evaluation = record["evaluation"]
+        overall = evaluation["overall"]
+        v = np.asarray(session.capability_weights)
+        reference = v @ np.asarray(list(_nats(evaluation["reference_loss"]).values()))
+        scores.add_row(
+            f"{record['round']}{mark}",
+            "–" if overall is None else f"{overall:.3f} ± {evaluation['overall_stderr']:.3f}",
+            f"{reference:.4f}",
+            f"{evaluation['test_loss_mean']:.4f}",
+        )
+    for j, name in enumerate(session.names):
+        counts = [record["state"].counts for record in rounds]
+        mixture.add_row(name, *(f"{c[j]} ({c[j] / c.sum():.1%})" for c in counts))
+    console = session.reporter.console
+    console.print(mixture)
+    console.print(scores)
+    console.print("* best round, by reference loss; losses in nats per token")
+    console.print(f"report: {report}", soft_wrap=True)
+
+

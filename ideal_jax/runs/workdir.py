@@ -1,0 +1,109 @@
+"""The work directory: one run, one setting of the result keys, nothing half-written."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from ideal_jax import config as config_lib
+from ideal_jax.errors import UserError
+from ideal_jax.runs import processes
+
+_PACKAGES = ("ideal-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+class WorkDir:
+    """Paths and files of one run.
+
+    Opening binds the folder to the config: an existing one with other result keys is refused.
+
+    Raises:
+      UserError: not writable, in use by another process, not a work directory, or of another
+        config (names the changed keys).
+    """
+
+    def __init__(self, path: str | pathlib.Path, config: Any):
+        self.path = pathlib.Path(path)
+        self._lock: Any = None
+        if processes.is_writer():
+            self._claim()
+            self._check(config)
+        processes.barrier("workdir")
+
+    def round(self, index: int) -> pathlib.Path:
+        """``rounds/NN``."""
+        return self.path / "rounds" / f"{index:02d}"
+
+    def describe(self, config: Any, command: str, mesh: jax.sharding.Mesh) -> None:
+        """Writes ``config.json``: command, resolved config, versions, devices."""
+        devices = jax.devices()
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        versions["python"] = platform.python_version()
+        write_json(
+            self.path / "config.json",
+            {
+                "command": command,
+                "config": config.to_dict(),
+                "versions": versions,
+                "devices": {
+                    "platform": devices[0].platform,
+                    "kind": devices[0].device_kind,
+                    "count": len(devices),
+                    "processes": jax.process_count(),
+                },
+                "mesh": dict(mesh.shape),
+            },
+        )
+
+    def _claim(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"--workdir={self.path}: cannot write there ({error.strerror})") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--workdir={self.path}: another process is running there") from None
+
+    def _check(self, config: Any) -> None:
+        file = self.path / "config.json"
+        if not file.exists():
+            strangers = sorted(p.name for p in self.path.iterdir() if p.name != ".lock")
+            # data/ appears before config.json when a first start is killed early.
+            if set(strangers) - {"data", "config.json.partial"}:
+                raise UserError(
+                    f"--workdir={self.path} holds {strangers[0]} but no config.json: not a work "
+                    "directory; choose another"
+                )
+            return
+        lines = config_lib.changed(read_json(file)["config"], config.to_dict())
+        if lines:
+            raise UserError(
+                f"--workdir={self.path} belongs to another config ({'; '.join(lines)}); choose "
+                "another --workdir or restore the value"
+            )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file atomically; process 0 only."""
+    if not processes.is_writer():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text())

@@ -1,0 +1,95 @@
+"""The objective: summed, weighted next-token loss, without ever holding all logits."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ideal_jax.models import Decoder, output_matrix
+
+Batch = Mapping[str, jax.Array]
+# (params, batch) -> (Σ c·nll [nats], Σ c [weight])
+LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+
+
+def blocked_nll(
+    h_BxTxD: jax.Array, head_DxV: jax.Array, targets_BxT: jax.Array, vocab_size: int, block: int
+) -> jax.Array:
+    """−log p(target) in nats, BxT, one block of positions at a time.
+
+    Logits exist for one block only and are recomputed in the backward pass, in pure JAX, so the
+    loss has every derivative in forward and reverse mode.
+
+    Args:
+      h_BxTxD: last hidden states.
+      head_DxV: output matrix, V padded.
+      targets_BxT: next tokens, below ``vocab_size``.
+      vocab_size: real vocabulary; padded entries get no probability.
+      block: positions per block; T is padded up to a multiple.
+    """
+    B, T, D = h_BxTxD.shape
+    block = min(block, T)
+    blocks = -(-T // block)
+    pad = blocks * block - T
+    h = jnp.pad(h_BxTxD, ((0, 0), (0, pad), (0, 0))).reshape(B, blocks, block, D)
+    targets = jnp.pad(targets_BxT, ((0, 0), (0, pad))).reshape(B, blocks, block)
+    head = head_DxV.astype(h.dtype)
+
+    @jax.checkpoint
+    def one(h_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
+        logits = (h_BxCxD @ head).astype(jnp.promote_types(h.dtype, jnp.float32))
+        real = jnp.arange(logits.shape[-1]) < vocab_size
+        logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
+        chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    _, nll = jax.lax.scan(lambda _, x: (None, one(*x)), None, (h.swapaxes(0, 1), _swap(targets)))
+    return _swap(nll).reshape(B, blocks * block)[:, :T]
+
+
+def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]:
+    """(params, batch) -> nll_BxT of a decoder."""
+
+    def nll(params: Any, batch: Batch) -> jax.Array:
+        h_BxTxD = model.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["positions"],
+            batch["segments"],
+            method=Decoder.hidden,
+        )
+        head = output_matrix(model.cfg, params)
+        return blocked_nll(h_BxTxD, head, batch["targets"], model.cfg.vocab_size, block)
+
+    return nll
+
+
+def decoder_loss(model: Decoder, block: int = 128) -> LossFn:
+    """The summed loss Σ_t c_t·nll_t and its weight Σ_t c_t over a batch.
+
+    The weights c_t ride in ``batch["weights"]``: 1 per supervised token (reduction "token") or
+    1/n_x per supervised token of an example with n_x of them (reduction "example"), 0 elsewhere.
+    """
+    nll = decoder_nll(model, block)
+
+    def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        weights = batch["weights"]
+        return jnp.sum(nll(params, batch) * weights), jnp.sum(weights)
+
+    return loss
+
+
+def example_losses(model: Decoder, block: int = 128) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    """(params, batch) -> (ℓ_B, w_B) for batches with one example per row."""
+    nll = decoder_nll(model, block)
+
+    def losses(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        weights = batch["weights"]
+        return jnp.sum(nll(params, batch) * weights, axis=1), jnp.sum(weights, axis=1)
+
+    return losses
+
+
+def _swap(x: jax.Array) -> jax.Array:
+    return x.swapaxes(0, 1)

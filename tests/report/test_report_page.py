@@ -1,0 +1,500 @@
+"""The page from the files: contents, odd shapes, unfinished runs, hostile text, errors."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ideal_jax.errors import UserError
+from ideal_jax.report import write_report
+
+DOMAINS = ("math", "code", "reason", "instr", "trust")
+
+
+def write_run(
+    workdir: Path,
+    domains=DOMAINS,
+    references=None,
+    updates=2,
+    best=2,
+    text="12 apples cost 3 dollars.",
+    scale=0.02,
+) -> Path:
+    """A finished work directory with realistic numbers, of ``updates`` + 1 rounds."""
+    rng = np.random.default_rng(7)
+    references = tuple(domains if references is None else references)
+    R, n = len(references), len(domains)
+    available = rng.integers(900, 2400, n)
+    count, beta = available.astype(float), np.zeros(n)
+    config = {
+        "command": "ideal-jax run --config=configs/quickstart.py --workdir=runs/demo",
+        "config": {"seed": 0, "mixture": {"rounds": updates, "step": 0.5}, "training": {}},
+        "versions": {"ideal-jax": "0.1.0", "jax": "0.10.2", "python": "3.12.4"},
+        "devices": {"platform": "cpu", "count": 2, "kind": "cpu", "processes": 1},
+        "mesh": {"replica": 1, "fsdp": 2, "tensor": 1},
+    }
+    config["config"]["training"]["steps"] = 300
+    _write(workdir / "config.json", config)
+    entries, phases = [], [_phase("base", None, 0.0, 11.2)]
+    for k in range(updates + 1):
+        folder = workdir / "rounds" / f"{k:02d}"
+        rows = [
+            {
+                "name": name,
+                "available": int(available[j]),
+                "beta": float(beta[j]),
+                "count": round(count[j]),
+                "tokens": round(count[j] * 148.3),
+            }
+            for j, name in enumerate(domains)
+        ]
+        mixture = {"round": k, "method": "ideal", "seed": 0, "domains": rows}
+        _write(folder / "mixture.json", mixture | {"plan_sha256": f"{k:064x}"})
+        _write_steps(folder / "metrics.jsonl", rng, k)
+        evaluation = _evaluation(rng, domains, references, k, text)
+        _write(folder / "evaluation.json", evaluation)
+        phases += [_phase("train", k, 3.1e15, 412.7), _phase("evaluate", k, 2.4e14, 61.0)]
+        entries.append(
+            {
+                "round": k,
+                "mixture": {row["name"]: row["count"] for row in rows},
+                "overall": evaluation["overall"],
+                "overall_stderr": evaluation["overall_stderr"],
+                "selection_loss": evaluation["selection_loss"],
+                "params_sha256": f"{k + 100:064x}",
+            }
+        )
+        if k == updates:
+            break
+        phases.append(_phase("influence", k, 1.9e15, 288.4))
+        influence, beta = _influence(rng, domains, references, count / count.sum(), scale)
+        _write(folder / "influence.json", influence)
+        count = count * (1 + beta)
+        count *= available.sum() / count.sum()
+    results = {
+        "status": "finished",
+        "rounds": entries,
+        "best_round": best,
+        "best_round_reason": f"lowest reference loss of {updates + 1} rounds",
+        "cost": {
+            "train_flops": 9.3e15,
+            "influence_flops": 3.8e15,
+            "evaluation_flops": 7.2e14,
+            "seconds": {"train": 1238.1, "influence": 576.8, "evaluate": 183.0},
+        },
+        "phases": phases,
+    }
+    _write(workdir / "results.json", results)
+    assert n == len(rows)
+    assert len(influence["matrix"]) == R
+    return workdir
+
+
+def _influence(rng, domains, references, shares, scale):
+    R, n = len(references), len(domains)
+    matrix = scale * (rng.normal(size=(R, n)) * 0.6 - 1.6 * np.eye(R, n))
+    matrix -= (matrix @ np.ones((n, 1))) * shares
+    train = scale * rng.uniform(0.1, 0.3, (R, n))
+    reference = scale * rng.uniform(0.1, 0.4, (R, n))
+    stderr = np.sqrt(train**2 + reference**2)
+    weights = np.full(R, 1 / R)
+    alpha = weights @ matrix
+    beta = -0.15 * alpha / (np.abs(alpha).max() or 1.0)
+    influence = {
+        "estimator": "ggn_cg",
+        "references": list(references),
+        "domains": list(domains),
+        "matrix": matrix.tolist(),
+        "stderr": stderr.tolist(),
+        "stderr_train": train.tolist(),
+        "stderr_reference": reference.tolist(),
+        "reference_shares": weights.tolist(),
+        "alpha": alpha.tolist(),
+        "alpha_stderr": np.sqrt((weights**2) @ stderr**2).tolist(),
+        "beta": beta.tolist(),
+        "shares": shares.tolist(),
+        "examples_used": 4200,
+        "layers": ["layers/mlp/up", "layers/mlp/down", "layers/attention/query"],
+        "reduction": "token",
+        "centred": True,
+        "common_mode": 0.83,
+        "solve_residual": np.linspace(2e-4, 9e-4, R).tolist(),
+        "damping": {"mode": "relative", "value": 0.1, "absolute": 0.00042},
+        "decision": {"stopped": False, "reason": "3 of 5 signs of α are known"},
+        "seconds": {"fit": 100.0, "solve": 120.0},
+    }
+    return influence, beta
+
+
+def _evaluation(rng, domains, references, k, text):
+    tasks = [
+        {
+            "name": f"synthetic_{name}",
+            "domain": name,
+            "metric": "exact_match",
+            "value": float(np.clip(rng.uniform(0.3, 0.7) + 0.04 * k, 0, 1)),
+            "stderr": 0.022,
+            "n": 512,
+        }
+        for name in references
+    ]
+
+    def losses():
+        return {
+            name: {
+                "nats_per_token": 1.4 - 0.05 * k + float(rng.normal(0, 0.2)),
+                "bits_per_byte": 0.61 - 0.02 * k,
+                "stderr": 0.013,
+                "n": 256,
+            }
+            for name in references
+        }
+
+    samples = [
+        {
+            "domain": name,
+            "prompt": f"How much does one apple cost?\n{text}",
+            "generated": f"One apple costs 12 / 3 = 4 dollars.\n{text}" * (1 + j),
+            "reference": "3 / 12 = 0.25 dollars",
+            "correct": j % 2 == 0,
+        }
+        for j, name in enumerate(references[:3])
+    ]
+    return {
+        "tasks": tasks,
+        "overall": float(np.mean([task["value"] for task in tasks])),
+        "overall_stderr": 0.0102,
+        "reference_loss": losses(),
+        "test_loss": losses(),
+        "selection_loss": 1.4123 - 0.041 * k,
+        "test_loss_mean": 1.4345 - 0.039 * k,
+        "samples": samples,
+    }
+
+
+def _phase(name, number, flops, seconds):
+    return {"name": name, "round": number, "flops": flops, "seconds": seconds}
+
+
+def _write_steps(path, rng, k):
+    lines = []
+    for step in range(1, 301):
+        loss = 1.2 - 0.05 * k + 2.6 * np.exp(-step / 45) + float(rng.normal(0, 0.03))
+        line = {"step": step, "loss": loss, "learning_rate": 2e-5, "grad_norm": 1.3, "tokens": 9}
+        lines.append(json.dumps(line | {"tokens_per_second": 20500.0, "seconds": 0.2 * step}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def change(path, **values):
+    """Replaces keys of a JSON file."""
+    _write(path, json.loads(path.read_text()) | values)
+
+
+class Visible(HTMLParser):
+    """Elements, attributes and text of a page, and whether its tags are balanced."""
+
+    VOID = ("meta", "link", "br", "use")
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.tags, self.words = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.stack:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def read(workdir: Path) -> Visible:
+    """The page of a work directory; its tags are balanced, its ids unique, nothing is foreign."""
+    source = write_report(workdir).read_text(encoding="utf-8")
+    page = Visible()
+    page.feed(source)
+    page.close()
+    assert page.stack == []
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'(?:url\(#|href="#)([^)"]+)', source)
+    assert set(references) <= set(ids)
+    for tag, attrs in page.tags:
+        assert tag not in ("script", "iframe", "img", "object", "embed", "base", "form")
+        for key, value in attrs.items():
+            assert not key.startswith("on")
+            if key in ("src", "href", "action"):
+                assert value.startswith("#") or value == "data:,"
+    style = re.search("<style>(.*?)</style>", source, re.S)
+    assert style
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    return page
+
+
+def test_answer_comes_first_and_sections_follow_in_order(tmp_path):
+    page = read(write_run(tmp_path))
+    text = page.text
+    headline = "Train on the mixture of round 2"
+    parts = [
+        headline,
+        "lowest reference loss of 3 rounds",
+        "1.3303 (-5.8%)".replace("-", "−"),
+        "given mixture: 1.4123",
+        "Every decision on this page reads reference data only",
+        "The mixture of each round",
+        "What a little more of each domain would do",
+        "What each round’s model can do",
+        "How training went",
+        "Time and computation",
+        "What the model writes",
+        "How to do it again",
+    ]
+    places = [text.index(part, text.index(headline)) for part in parts]
+    assert places == sorted(places)
+    assert "not finished" not in text
+
+
+def test_numbers_of_the_files_are_on_the_page(tmp_path):
+    text = read(write_run(tmp_path)).text
+    evaluation = json.loads((tmp_path / "rounds/01/evaluation.json").read_text())
+    assert f"{100 * evaluation['tasks'][0]['value']:.1f}% ± 2.2%" in text
+    assert f"{evaluation['reference_loss']['code']['nats_per_token']:.3f} ± 0.013" in text
+    mixture = json.loads((tmp_path / "rounds/02/mixture.json").read_text())
+    for domain in mixture["domains"]:
+        assert f"{domain['tokens']:,}" in text
+    influence = json.loads((tmp_path / "rounds/00/influence.json").read_text())
+    assert f"{influence['alpha'][0]:+.4f}".replace("-", "−") in text
+    assert "Common mode83%" in text
+    assert "3 of 5 signs of α are known" in text
+    assert "Damping λ0.00042" in text
+    assert "6 min 53 s" in text
+    assert "3.10 PFLOP" in text
+    assert "took 40.9% of the computation of training" in text
+    assert "ideal-jax run --config=configs/quickstart.py" in text
+    assert '"jax"' not in text
+    assert "0.10.2" in text
+
+
+def test_effects_that_may_be_zero_are_faint_and_say_so(tmp_path):
+    write_run(tmp_path, domains=("a", "b"))
+    change(
+        tmp_path / "rounds/00/influence.json",
+        matrix=[[-0.030, 0.019], [0.021, 0.001]],
+        stderr=[[0.010, 0.010], [0.010, 0.010]],
+    )
+    shutil.rmtree(tmp_path / "rounds/01")
+    page = read(tmp_path)
+    kinds = [attrs["class"] for tag, attrs in page.tags if tag == "td" and "--heat" in str(attrs)]
+    assert kinds[:4] == ["better", "unclear", "worse", "unclear"]
+    assert "10 % more of a is predicted to lower the loss on a by 0.0030 nats per token" in (
+        page.text
+    )
+    assert "2 of 4 effects are clearly different from zero" in page.text
+    assert page.text.count("may be zero") >= 2
+
+
+def test_same_files_same_bytes(tmp_path):
+    first = write_report(write_run(tmp_path / "a")).read_bytes()
+    assert write_report(tmp_path / "a").read_bytes() == first
+    shutil.copytree(tmp_path / "a", tmp_path / "elsewhere")
+    assert write_report(tmp_path / "elsewhere").read_bytes() == first
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "config.json",
+        "report.html",
+        "results.json",
+        "rounds",
+    }
+
+
+def test_the_users_matplotlib_settings_do_not_matter(tmp_path):
+    import matplotlib
+
+    first = write_report(write_run(tmp_path)).read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):
+        assert write_report(tmp_path).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("n", "R", "updates"), [(2, 1, 1), (2, 5, 2), (15, 3, 6), (7, 15, 1), (3, 4, 3)]
+)
+def test_any_shape(tmp_path, n, R, updates):
+    domains = [f"domain with a long name {j}" for j in range(n)]
+    references = [f"capability_{i}" for i in range(R)]
+    page = read(write_run(tmp_path, domains, references, updates, best=1))
+    cells = [attrs for tag, attrs in page.tags if tag == "td" and "--heat" in str(attrs)]
+    assert len(cells) == updates * (R + 1) * n
+    charts = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(charts) == 4 + updates + (updates + 1)
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
+    scopes = [attrs.get("scope") for tag, attrs in page.tags if tag == "th"]
+    assert set(scopes) == {"row", "col"}
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7, 0.0])
+def test_any_magnitude_of_influence(tmp_path, scale):
+    text = read(write_run(tmp_path, scale=scale)).text
+    assert ("all multiplied by 10" in text) == (scale in (1e-9, 1e7))
+
+
+def test_the_given_mixture_may_win(tmp_path):
+    text = read(write_run(tmp_path, best=0)).text
+    assert "Keep the given mixture: no other round was better" in text
+    assert "of the given round: how much" in text
+    assert "given mixture: 1.4123" not in text
+
+
+def test_unfinished_run_says_how_far_it_is(tmp_path):
+    write_run(tmp_path)
+    last = tmp_path / "rounds/02"
+    (last / "evaluation.json").unlink()
+    (tmp_path / "rounds/01/influence.json").unlink()
+    lines = (last / "metrics.jsonl").read_text().splitlines()
+    # A step logged again after a resume, and a line cut short by a kill.
+    again = lines[:120] + lines[100:110] + ['{"step": 111, "lo']
+    (last / "metrics.jsonl").write_text("\n".join(again))
+    change(tmp_path / "results.json", status="running", best_round=None, best_round_reason=None)
+    text = read(tmp_path).text
+    assert "This run is not finished." in text
+    assert "No mixture is chosen yet" in text
+    assert "step 120 of 300" in text
+    assert "1 unreadable line of the logs left out" in text
+    (tmp_path / "results.json").unlink()
+    assert "No cost has been recorded yet" in read(tmp_path).text
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "results.json").unlink()
+    for name in ("01", "02"):
+        shutil.rmtree(tmp_path / "rounds" / name)
+    for name in ("evaluation.json", "influence.json", "metrics.jsonl"):
+        (tmp_path / "rounds/00" / name).unlink()
+    text = read(tmp_path).text
+    assert "no step logged yet" in text
+    assert "No influence has been measured yet" in text
+    shutil.rmtree(tmp_path / "rounds")
+    assert "No round has started yet" in read(tmp_path).text
+
+
+def test_only_what_the_design_promises(tmp_path):
+    """Files with no key beyond the documented ones, and numbers that are missing or no numbers."""
+    write_run(tmp_path)
+    path = tmp_path / "rounds/00/influence.json"
+    influence = json.loads(path.read_text())
+    for key in ("stderr_train", "stderr_reference", "reference_shares", "decision"):
+        del influence[key]
+    influence["damping"] = 0.25
+    influence["matrix"][0][0] = None
+    influence["stderr"][0][1] = None
+    influence["alpha"][0] = float("nan")
+    _write(path, influence)
+    path = tmp_path / "rounds/01/evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for key in ("overall_stderr", "selection_loss", "test_loss_mean", "samples", "test_loss"):
+        del evaluation[key]
+    evaluation["tasks"][0]["value"] = None
+    evaluation["reference_loss"]["code"]["nats_per_token"] = float("inf")
+    _write(path, evaluation)
+    log = tmp_path / "rounds/01/metrics.jsonl"
+    log.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')
+    results = json.loads((tmp_path / "results.json").read_text())
+    del results["phases"]
+    _write(tmp_path / "results.json", results)
+    text = read(tmp_path).text
+    assert "not finite" in text
+    assert "Damping λ0.25" in text
+
+
+HOSTILE = "<script>alert(1)</script>\"'&lt;--> {{ 7*7 }} $\\frac{ \ud800 \x00 漢字 \u202e]]></pre>"
+
+
+def test_text_of_the_files_is_text_on_the_page(tmp_path):
+    domains = [HOSTILE, "<b>bold</b>", "</style><img src=x onerror=alert(1)>"]
+    write_run(tmp_path, domains, text=HOSTILE)
+    change(tmp_path / "results.json", best_round_reason=HOSTILE)
+    change(
+        tmp_path / "config.json",
+        command=HOSTILE,
+        config={HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        devices={"x": [HOSTILE]},
+    )
+    change(tmp_path / "rounds/00/influence.json", layers=[HOSTILE, 3], estimator=HOSTILE)
+    page = read(tmp_path)
+    assert "b" not in [tag for tag, _ in page.tags if tag != "b"]
+    assert "<script>alert(1)</script>" in page.text
+    assert "<b>bold</b>" in page.text
+    assert "{{ 7*7 }}" in page.text
+
+
+def test_long_generations_are_cut(tmp_path):
+    text = read(write_run(tmp_path, text="x" * 9000)).text
+    assert "more characters)" in text
+    assert "x" * 4001 not in text
+
+
+def one_line(workdir: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        write_report(workdir)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not (workdir / "report.html").exists()
+    return message
+
+
+def test_missing_or_foreign_folder(tmp_path):
+    assert "nowhere: no such folder" in one_line(tmp_path / "nowhere")
+    assert "not a work directory" in one_line(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    assert "config.json: not written by ideal-jax" in one_line(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json: cannot be read" in one_line(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("rounds/00/mixture.json", {"domains": 3}, "domains should be a list, found 3"),
+        ("rounds/00/mixture.json", {"domains": [{"name": "a"}]}, "[0] has no 'available'"),
+        ("rounds/00/influence.json", {"matrix": [[1.0]]}, "'matrix' does not fit 5 references"),
+        ("rounds/00/influence.json", {"alpha": ["x"] * 5}, ".alpha[0] should be a number"),
+        ("rounds/01/evaluation.json", {"overall": True}, ".overall should be a number"),
+        ("results.json", {"status": 1}, ".status should be a text"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path, name, values, words):
+    write_run(tmp_path)
+    change(tmp_path / name, **values)
+    message = one_line(tmp_path)
+    assert str(tmp_path / name) in message
+    assert words in message
+
+
+def test_an_old_page_survives_an_error(tmp_path):
+    before = write_report(write_run(tmp_path)).read_bytes()
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
