@@ -65,14 +65,15 @@ def packed_rows(
     """
     if plan.sizes != tuple(len(store) for store in stores):
         raise ValueError(f"the plan is for stores of {plan.sizes} examples")
-    domains, items, starts = [], [], [np.zeros(1, np.int64)]
+    domains, items, sizes = [], [], []
     for domain, store in enumerate(stores):
         chosen = plan.items(domain)
         rows = pack(store.lengths[chosen] - 1, row_length, max_segments, window)
         domains.append(np.full(len(rows.starts) - 1, domain, np.int32))
         items.append(chosen[rows.order])
-        starts.append(rows.starts[1:] + starts[-1][-1])
-    return RowTable(np.concatenate(domains), np.concatenate(items), np.concatenate(starts))
+        sizes.append(np.diff(rows.starts))
+    starts = np.concatenate([[0], *sizes]).cumsum()
+    return RowTable(np.concatenate(domains), np.concatenate(items), starts)
 
 
 def training_batches(

@@ -104,9 +104,9 @@ class TokenStore:
         return len(self.lengths)
 
     def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        record = self._records[int(item)]
-        length = self.lengths[item]
-        tokens = np.frombuffer(record, "<i4", count=length)
+        item = range(len(self))[item]
+        record = self._records[item]
+        tokens = np.frombuffer(record, "<i4", count=self.lengths[item])
         return tokens, np.frombuffer(record, np.bool_, offset=tokens.nbytes)
 
     @property

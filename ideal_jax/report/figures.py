@@ -178,13 +178,15 @@ def _canvas(
 ) -> tuple[Figure, Axes]:
     """A figure with one row of ``group`` pixels per name and room for names and legend."""
     captions = [caption(text) for text in names]
-    left = 10 + 6.2 * max((len(text) for text in captions), default=0)
+    left = 10 + 6.2 * max((len(line) for text in captions for line in text.split("\n")), default=0)
     top = 6 + 18 * math.ceil(series / 4)
     height = top + group * len(names) + bottom
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     box = (left / _WIDTH, bottom / height, (_WIDTH - left - right) / _WIDTH)
     axes = figure.add_axes((*box, group * len(names) / height))
     axes.set_yticks(range(len(names)), captions)
+    for text in axes.get_yticklabels():
+        text.set(fontsize=8 if "\n" in text.get_text() else 10, linespacing=1.1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     return figure, axes
 
@@ -219,8 +221,10 @@ def _legend(figure: Figure, series: Sequence[Series], bars: bool = False) -> Non
         )
         for k, one in enumerate(series)
     ]
+    rows = math.ceil(len(handles) / 4)  # matplotlib fills columns; people read rows
+    order = [4 * row + column for column in range(4) for row in range(rows)]
     figure.legend(
-        handles=handles,
+        handles=[handles[k] for k in order if k < len(handles)],
         loc="upper left",
         bbox_to_anchor=(0, 1),
         ncols=4,

@@ -71,16 +71,16 @@ _STEP = {
 }
 _RESULTS = {
     "status?": str,
-    "best_round?": float,
+    "best_round?": int,
     "best_round_reason?": str,
-    "rounds?": [{"round": float, "selection_loss?": float, "params_sha256?": str}],
+    "rounds?": [{"round": int, "selection_loss?": float, "params_sha256?": str}],
     "cost?": {
         "train_flops?": float,
         "influence_flops?": float,
         "evaluation_flops?": float,
         "seconds?": {"*": float},
     },
-    "phases?": [{"name": str, "round?": float, "flops?": float, "seconds?": float}],
+    "phases?": [{"name": str, "round?": int, "flops?": float, "seconds?": float}],
 }
 
 
@@ -192,7 +192,7 @@ def _checked(value: Json, schema: Json, where: str) -> Json:
             if optional and value.get(key) is None:
                 result[key] = None
             elif key not in value:
-                raise UserError(f"{where} has no '{key}'; restore the file or rerun")
+                raise UserError(f"{_place(where)} has no '{key}'; restore the file or rerun")
             else:
                 result[key] = _checked(value[key], inner, f"{where}.{key}")
         return result
@@ -202,15 +202,23 @@ def _checked(value: Json, schema: Json, where: str) -> Json:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         _require(is_number, value, "a number", where)
         return value
-    names = {str: "a text", bool: "true or false"}
-    _require(isinstance(value, schema), value, names.get(schema, "a value"), where)
+    names = {str: "a text", bool: "true or false", int: "a whole number"}
+    is_one = isinstance(value, schema) and not (schema is int and isinstance(value, bool))
+    _require(is_one, value, names.get(schema, "a value"), where)
     return value
 
 
 def _require(condition: bool, value: Json, expected: str, where: str) -> None:
     if not condition:
         found = json.dumps(value)[:40]
-        raise UserError(f"{where} should be {expected}, found {found}; restore the file or rerun")
+        raise UserError(
+            f"{_place(where)} should be {expected}, found {found}; restore the file or rerun"
+        )
+
+
+def _place(where: str) -> str:
+    """``file: a.b[0]`` from ``file: .a.b[0]``, and ``file:`` for the whole file."""
+    return where.replace(": .", ": ", 1).rstrip()
 
 
 def _check_shapes(influence: dict[str, Json], path: Path) -> None:

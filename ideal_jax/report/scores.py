@@ -41,8 +41,7 @@ def task_scores(run: Run) -> dict[str, Any]:
             {
                 "name": task["name"],
                 "domain": task["domain"] or "",
-                "metric": (task["metric"] or "").replace("_", " "),
-                "n": formats.count(task["n"]),
+                "detail": _detail(task),
                 "cells": cells,
             }
         )
@@ -72,11 +71,19 @@ def task_scores(run: Run) -> dict[str, Any]:
 def losses(run: Run) -> list[dict[str, Any]]:
     """Reference and test loss of every domain and round; one view per set that was measured."""
     kinds = (
-        ("reference_loss", "Reference loss", "held out from training; decides"),
-        ("test_loss", "Test loss", "held out from everything; decides nothing"),
+        ("reference_loss", "Reference loss", "Held out from training; decisions read these only."),
+        ("test_loss", "Test loss", "Held out from training and from every decision."),
     )
     views = [_losses(run, *kind) for kind in kinds]
     return [view for view in views if view["rows"]]
+
+
+def _detail(task: dict[str, Any]) -> str:
+    """The task behind a capability: its name where that differs, its metric, its size."""
+    parts = [task["name"]] if task["domain"] and task["domain"] != task["name"] else []
+    parts += [task["metric"].replace("_", " ")] if task["metric"] else []
+    parts += [f"n\u00a0=\u00a0{formats.count(task['n'])}"] if formats.finite(task["n"]) else []
+    return ", ".join(parts)
 
 
 def _losses(run: Run, key: str, title: str, meaning: str) -> dict[str, Any]:

@@ -8,6 +8,11 @@ from typing import Any
 from ideal_jax.report import figures, formats, rounds
 from ideal_jax.report.load import Round, Run
 
+_OPERATIONS = {
+    "train": "train_flops",
+    "influence": "influence_flops",
+    "evaluate": "evaluation_flops",
+}
 _SAMPLE = 4000  # characters shown of one prompt or answer
 
 
@@ -81,30 +86,28 @@ def cost(run: Run) -> dict[str, Any]:
         number = phase["round"]
         rows.append(
             {
-                "name": phase["name"],
-                "round": formats.MISSING if number is None else formats.count(number),
+                "name": phase["name"] if number is None else f"Round {number}, {phase['name']}",
                 "seconds": formats.duration(seconds),
                 "flops": formats.flops(phase["flops"]),
                 "width": f"{100 * part:.1f}%",
             }
         )
-    operations = {
-        name: total[key]
-        for name, key in (
-            ("training", "train_flops"),
-            ("influence", "influence_flops"),
-            ("evaluation", "evaluation_flops"),
-        )
-        if total.get(key) is not None
-    }
-    train, measured = operations.get("training"), operations.get("influence")
-    comparable = formats.finite(train) and formats.finite(measured) and train
-    return {
-        "rows": rows,
-        "totals": [(name, formats.flops(value)) for name, value in operations.items()],
-        "seconds": [(k, formats.duration(s)) for k, s in (total.get("seconds") or {}).items()],
-        "ratio": formats.percent(measured / train) if comparable and measured else "",
-    }
+    operations = {name: total.get(key) for name, key in _OPERATIONS.items()}
+    seconds = total.get("seconds") or {}
+    known = [name for name in operations if operations[name] is not None]
+    totals = [
+        {
+            "name": name,
+            "seconds": formats.duration(seconds.get(name)),
+            "flops": formats.flops(operations.get(name)),
+        }
+        for name in dict.fromkeys([*seconds, *known])
+    ]
+    train, measured = operations["train"], operations["influence"]
+    ratio = ""
+    if train and measured and formats.finite(train) and formats.finite(measured):
+        ratio = formats.percent(measured / train)
+    return {"rows": rows, "totals": totals, "ratio": ratio}
 
 
 def samples(run: Run) -> list[dict[str, Any]]:

@@ -81,15 +81,31 @@ def embed(figure: Figure, name: str, label: str) -> Markup:
 
 
 def caption(text: str, cells: int = 14) -> str:
-    """A name short enough for an axis; wide (East Asian) characters take two cells."""
+    """A name short enough for an axis: at most two lines, the middle left out if need be."""
     clean = "".join(c if c.isprintable() else "·" for c in text)
-    used, kept = 0, ""
-    for character in clean:
-        used += 1 + (unicodedata.east_asian_width(character) in "WF")
-        if used > cells:
-            return kept[:-1] + "…"
-        kept += character
-    return kept
+    if _cells(clean) <= cells:
+        return clean
+    first = _prefix(clean, cells)
+    space = first.rfind(" ")
+    if clean[len(first)] != " " and space > 0:
+        first = first[:space]
+    rest = clean[len(first) :].strip()
+    if _cells(rest) > cells:
+        rest = "…" + _prefix(rest[::-1], cells - 1)[::-1]
+    return f"{first.strip()}\n{rest}"
+
+
+def _cells(text: str) -> int:
+    """Width in cells; wide (East Asian) characters take two."""
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _prefix(text: str, cells: int) -> str:
+    """The longest prefix of at most so many cells."""
+    end = len(text)
+    while _cells(text[:end]) > cells:
+        end -= 1
+    return text[:end]
 
 
 def _tag(tag: str, name: str) -> str:

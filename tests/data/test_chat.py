@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ideal_jax.data.chat import render, render_all, render_prompt
@@ -51,6 +51,7 @@ def test_both_ways_to_find_the_mask_agree(messages):
 @settings(deadline=None)
 @given(messages=TALK)
 def test_equals_apply_chat_template(tokenizer, messages):
+    assume(not any("<|" in message["content"] for message in messages))
     expected = tokenizer.apply_chat_template(
         messages, return_assistant_tokens_mask=True, return_dict=True
     )
@@ -85,6 +86,7 @@ def test_the_prompt_is_what_precedes_the_last_answer(tokenizer):
     prompt = render_prompt(tokenizer, messages)
     np.testing.assert_array_equal(prompt, tokens[:-3])
     np.testing.assert_array_equal(prompt, render_prompt(tokenizer, messages[:-1]))
+    assert tokenizer.decode(prompt).endswith("<|end|><|user|>bye?<|assistant|>")
 
 
 def template(text):
@@ -128,5 +130,5 @@ def test_useless_templates_are_refused(chat_template, message):
 
 
 def test_an_error_names_the_example():
-    with pytest.raises(UserError, match="^f:2: has no assistant turn"):
+    with pytest.raises(UserError, match=r"^f:2: has no assistant turn"):
         render_all(BYTE, [turns("a", "b"), turns("a")], ["f:1", "f:2"])

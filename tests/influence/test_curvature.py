@@ -5,11 +5,17 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ideal_jax import trees
-from ideal_jax.influence.curvature import GaussNewton, mean_eigenvalue, total_weight
+from ideal_jax.influence.curvature import (
+    GaussNewton,
+    _product_sum,
+    mean_eigenvalue,
+    total_weight,
+)
+from ideal_jax.influence.passes import Placement
 
 
 def as_matrix(operator, params):
-    """The operator applied to every unit vector at once: also its test on many vectors."""
+    """The operator applied to every unit vector at once."""
     flat, unravel = ravel_pytree(params)
     product = operator.multiply(jax.vmap(unravel)(jnp.eye(flat.size)))
     return np.asarray(jax.vmap(lambda t: ravel_pytree(t)[0])(product))
@@ -44,10 +50,7 @@ def test_padding_and_batch_size_change_nothing(tiny):
 
 
 def test_vectors_share_one_forward_pass(tiny):
-    """The flops of a product grow by the tangents' part only, not by a forward pass for each."""
-    from ideal_jax.influence.curvature import _product_sum
-    from ideal_jax.influence.passes import Placement
-
+    """The model's nonlinearities are evaluated unbatched, however many vectors there are."""
     (batch,) = tiny.batches(tiny.examples(6), 6)
 
     def tanhs(r):
@@ -57,6 +60,7 @@ def test_vectors_share_one_forward_pass(tiny):
         return [line.split(":")[-1] for line in text.splitlines() if "stablehlo.tanh" in line]
 
     assert tanhs(3) == tanhs(1)
+    assert tanhs(1)
 
 
 def test_trace_by_probes(tiny):

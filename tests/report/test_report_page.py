@@ -477,11 +477,13 @@ def test_missing_or_foreign_folder(tmp_path):
     ("name", "values", "words"),
     [
         ("rounds/00/mixture.json", {"domains": 3}, "domains should be a list, found 3"),
-        ("rounds/00/mixture.json", {"domains": [{"name": "a"}]}, "[0] has no 'available'"),
+        ("rounds/00/mixture.json", {"domains": [{"name": "a"}]}, ": domains[0] has no 'available'"),
         ("rounds/00/influence.json", {"matrix": [[1.0]]}, "'matrix' does not fit 5 references"),
-        ("rounds/00/influence.json", {"alpha": ["x"] * 5}, ".alpha[0] should be a number"),
-        ("rounds/01/evaluation.json", {"overall": True}, ".overall should be a number"),
-        ("results.json", {"status": 1}, ".status should be a text"),
+        ("rounds/00/influence.json", {"alpha": ["x"] * 5}, ": alpha[0] should be a number"),
+        ("rounds/01/evaluation.json", {"overall": True}, ": overall should be a number"),
+        ("results.json", {"best_round": 1.5}, ": best_round should be a whole number"),
+        ("config.json", {"command": ["a"]}, ": command should be a text"),
+        ("results.json", {"status": 1}, ": status should be a text"),
     ],
 )
 def test_malformed_files_are_named(tmp_path, name, values, words):

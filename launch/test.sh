@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Lint, types, the floors of the house, the test suite; installs what it needs first.
+#   launch/test.sh [PYTEST ARGUMENTS …]
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "$0")/environment.sh"
+environment test
+cd "$root"
+
+ruff format --check .
+ruff check .
+mypy
+lint-imports
+exec pytest "$@"
