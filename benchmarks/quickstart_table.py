@@ -1,6 +1,6 @@
 """Is IDEAL's mixture better? The quick start against its controls, paired over seeds.
 
-    python benchmarks/quickstart_table.py --start=unequal --seeds=11,12,13,14,15 --workdir=runs/table
+    python benchmarks/quickstart_table.py --start=unequal --seeds=11,12,13,14,15 --workdir=DIR
 
 For every seed (base model, data, noise, order and sampling all change with it) one base model is
 trained, and from it, with the same number of steps but where said otherwise:
@@ -16,8 +16,8 @@ trained, and from it, with the same number of steps but where said otherwise:
 
 Decisions read reference numbers; the table is of the test split. ``recovered`` is the share of the
 way from given to the best of {equal, 16 fixed mixtures} (best by reference loss, per seed).
-Every training is kept: a second call continues. The unequal start (400/1400/400/400/1400, 40 % noise)
-and the equal one (800 each) were fixed before the first result.
+Every training is kept: a second call continues. The unequal start (400/1400/400/400/1400, 40 % of
+trust wrong) and the equal one (800 each) were fixed before the first result.
 """
 
 import argparse
@@ -74,9 +74,9 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     from ideal_jax.config import load
     from ideal_jax.mixture import update
     from ideal_jax.mixture.update import largest_remainder
+    from ideal_jax.runs.evaluate_run import evaluate_round
     from ideal_jax.runs.ideal_run import initial_state, next_state, plan_of
     from ideal_jax.runs.influence_run import influence_of_json, influence_round
-    from ideal_jax.runs.evaluate_run import evaluate_round
     from ideal_jax.runs.session import open_session
     from ideal_jax.runs.train_run import train_round
 
@@ -182,7 +182,7 @@ def table(seeds: list[int], arguments: argparse.Namespace) -> str:
         f"Start {STARTS[arguments.start]}, {len(seeds)} seeds ({arguments.seeds}); test split; "
         "Δ against given, paired, with 95 % t-interval.",
         "",
-        "| mixture | steps | accuracy | Δ accuracy | loss (nats/token) | Δ loss | recovered of loss |",
+        "| mixture | steps | accuracy | Δ accuracy | loss (nats/token) | Δ loss | recovered |",
         "|---|---|---|---|---|---|---|",
     ]
     named = [*rows.items(), ("mean of 16 mixtures", mean), ("best of equal + 16, by ref.", best)]

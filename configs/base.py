@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     x.counts = ""  # [result] given mixture: examples per domain, in order; empty: all there are
     x.rounds = 2  # [result] updates; one more training than that (raising it continues)
     x.step = 0.15  # [result] m: the largest relative change of a domain in one round
-    x.keep_total = False  # [result] True: the number of examples stays; False: as the paper, it may grow
+    x.keep_total = False  # [result] the number of examples stays; False: it may grow (paper)
     x.min_share = 0.01  # [result] no domain falls below this share of the examples
     x.max_repetition = 8.0  # [result] no domain is repeated more often than this
 

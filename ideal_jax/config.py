@@ -1,10 +1,12 @@
-"""Reading a config: files, comma strings, what a work directory is bound to."""
+"""Reading a config: files, overrides, comma strings, limits, what a work directory is bound to."""
 
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -31,23 +33,129 @@ RUNTIME = frozenset(
 )
 
 
+# What a number may be, and the keys it is asked of. ``data.prepare`` checks the data section and
+# ``influence.Options`` its own fields.
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "must be at least 1": (
+        lambda x: x >= 1,
+        """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
+        model.d_ff base.examples base.batch_size training.batch_size training.micro_batches
+        training.checkpoint_every training.log_every loss.block mixture.max_repetition
+        influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
+    ),
+    "must be at least 2, or there is no error bar": (lambda x: x >= 2, "eval.examples"),
+    "must be at least 0": (
+        lambda x: x >= 0,
+        """base.steps training.steps training.epochs training.weight_decay mixture.rounds
+        influence.tangents""",
+    ),
+    "must be above 0": (
+        lambda x: x > 0,
+        """model.rope_theta model.norm_eps base.learning_rate training.learning_rate
+        training.epsilon training.clip_norm""",
+    ),
+    "must be in [0, 1]": (
+        lambda x: 0 <= x <= 1,
+        "training.warmup training.final_learning_rate mixture.min_share",
+    ),
+    "must be in [0, 1)": (lambda x: 0 <= x < 1, "training.beta1 training.beta2"),
+    "must be in (0, 1]": (lambda x: 0 < x <= 1, "influence.fraction"),
+    "must be in (0, 1)": (lambda x: 0 < x < 1, "mixture.step"),
+    "must be in 0..4294967295": (lambda x: 0 <= x < 2**32, "seed"),
+}
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+# How a value on the command line is read, by the type that the config file gives its key.
+_PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (_boolean, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+}
+
+
 def load(path: str | pathlib.Path) -> ConfigDict:
-    """The config that the file's ``get_config()`` returns.
+    """The config that the file's ``get_config()`` returns, locked.
 
     Raises:
-      UserError: no such file, or no ``get_config`` in it.
+      UserError: no such file, it does not run (names the line), or it gives no config.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"--config={path}: no such file")
     spec = importlib.util.spec_from_file_location(f"ideal_jax_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path}: the file defines no get_config()")
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config={path}: the file defines no get_config()")
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{_where(path, error)}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={path}: get_config() gives {type(config).__name__}, no ConfigDict"
+        )
+    return config.lock()
+
+
+def _where(path: pathlib.Path, error: Exception) -> str:
+    """``file:line`` of the newest frame in the config file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets ``key`` ("a.b") to what ``text`` means for the type it has.
+
+    Raises:
+      UserError: unknown key (names the nearest), or another type (names the expected one).
+    """
+    known = dict(flatten(config))
+    if key not in known:
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"--config.{key} is a section; set a key in it, such as {inside[0]}")
+        raise UserError(f"--config.{key}: unknown key{nearest(key, known)}")
+    kind = type(known[key])
+    if kind not in _PARSERS:
+        raise UserError(f"--config.{key}: only the config file can set a {kind.__name__}")
+    parse, expected = _PARSERS[kind]
+    try:
+        value = parse(text)
+    except (KeyError, ValueError):
+        raise UserError(f"--config.{key}={text}: expected {expected}") from None
+    config.update_from_flattened_dict({key: value})
+
+
+def check(config: ConfigDict) -> None:
+    """Everything about single numbers that can be told before any work.
+
+    Raises:
+      UserError: names the key, its value and what it must be.
+    """
+    known = dict(flatten(config))
+    for key, value in known.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+    for rule, (holds, keys) in _LIMITS.items():
+        for key in keys.split():
+            if key not in known:
+                raise UserError(f"the config has no key {key}; configs/base.py shows them all")
+            if not holds(known[key]):
+                raise UserError(f"{key}={known[key]}: {rule}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,11 +167,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean …?)`` for an error message, or nothing."""
     known = list(known)
-    last = name.rsplit(".", 1)[-1]
-    found = [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
+
+    def last(key: str) -> str:
+        return key.rsplit(".", 1)[-1]
+
+    same = [key for key in known if last(key) == last(name)]
+    found = difflib.get_close_matches(name, same, n=1, cutoff=0.0)
     found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
 
@@ -111,4 +223,3 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if was != now and not more_rounds:
             lines.append(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
     return lines
-

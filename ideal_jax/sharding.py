@@ -164,4 +164,3 @@ def born(mesh: Mesh, make: Callable[..., Any], shardings: Any, *args: Any) -> An
     """Runs ``make(*args)`` under jit with its results created directly in ``shardings``."""
     with jax.set_mesh(mesh):
         return jax.jit(make, out_shardings=shardings)(*args)
-

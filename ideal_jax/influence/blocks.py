@@ -93,7 +93,8 @@ def fit_blocks(
             for path, leaf in jax.tree_util.tree_leaves_with_path(squared)
             if leaf_name(path) not in bases
         }
-    return _damped(problem, params, bases, diagonal, options)
+    relative = options.damping_mode == "relative"
+    return _damped(problem, relative, params, bases, diagonal, options.damping)
 
 
 @jax.jit
@@ -165,21 +166,25 @@ def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
     return jnp.where(by > 0, x / jnp.where(by > 0, by, 1), 0)
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "relative"))
 def _damped(
     problem: Problem,
+    relative: bool,
     params: Tree,
     bases: dict[str, kfac.Basis],
     diagonal: dict[str, jax.Array],
-    options: Options,
+    damping: jax.Array,
 ) -> Blocks:
+    ones = jax.tree.map(jnp.ones_like, params)
     smooth = {
         leaf_name(path): jnp.maximum(leaf, 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(
-            regulariser_product(problem, params, jax.tree.map(jnp.ones_like, params))
+            regulariser_product(problem, params, ones)
         )
     }
-    damping = {n: options.absolute(jnp.mean(b.eigenvalues, (1, 2))) for n, b in bases.items()}
-    damping |= {n: options.absolute(jnp.mean(d)) for n, d in diagonal.items()}
+
+    def amount(mean: jax.Array) -> jax.Array:
+        return damping * mean if relative else jnp.full_like(mean, damping)
 
     def with_smooth(name: str, basis: kfac.Basis) -> kfac.Basis:
         shift = jnp.mean(smooth[name].reshape(basis.eigenvalues.shape), (1, 2), keepdims=True)
@@ -188,7 +193,8 @@ def _damped(
     return Blocks(
         bases={n: with_smooth(n, b) for n, b in bases.items()},
         diagonal={n: d + smooth[n] for n, d in diagonal.items()},
-        damping=damping,
+        damping={n: amount(jnp.mean(b.eigenvalues, (1, 2))) for n, b in bases.items()}
+        | {n: amount(jnp.mean(d)) for n, d in diagonal.items()},
     )
 
 

@@ -152,7 +152,7 @@ def _fit_ggn_cg(
     damping = options.damping
     if options.damping_mode == "relative":
         mean = mean_eigenvalue(problem, params, batches, weight, key=probe_key, progress=progress)
-        damping = options.absolute(mean)
+        damping = options.damping * mean
     preconditioner = None
     if problem.taps is not None:
         preconditioner = fit_blocks(

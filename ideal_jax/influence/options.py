@@ -1,7 +1,6 @@
 """How curvature is fitted and solved."""
 
 import dataclasses
-from typing import Any
 
 from ideal_jax.errors import UserError
 
@@ -42,9 +41,3 @@ class Options:
         for name, least in (("damping", 0), ("tolerance", 0), ("max_factor", 1), ("iterations", 1)):
             if not getattr(self, name) >= least:
                 raise UserError(f"influence.{name}={getattr(self, name)}: must be at least {least}")
-
-    def absolute(self, mean_eigenvalue: Any) -> Any:
-        """λ for a block of that mean eigenvalue, in its shape and type."""
-        if self.damping_mode == "relative":
-            return self.damping * mean_eigenvalue
-        return 0 * mean_eigenvalue + self.damping

@@ -5,5 +5,6 @@ from ideal_jax.mixture.plan import permutation as permutation
 from ideal_jax.mixture.state import InfluenceMatrix as InfluenceMatrix
 from ideal_jax.mixture.state import MixtureState as MixtureState
 from ideal_jax.mixture.update import bounded as bounded
+from ideal_jax.mixture.update import check_bounds as check_bounds
 from ideal_jax.mixture.update import is_settled as is_settled
 from ideal_jax.mixture.update import update as update

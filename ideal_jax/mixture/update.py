@@ -16,7 +16,7 @@ def proposal(alpha: np.ndarray, step: float) -> np.ndarray:
       step: m, relative.
     """
     largest = np.max(np.abs(alpha))
-    return np.zeros_like(alpha) if largest == 0 else -step * alpha / largest
+    return np.zeros_like(alpha) if largest == 0 else -step * (alpha / largest)
 
 
 def is_settled(influence: InfluenceMatrix) -> bool:
@@ -38,7 +38,7 @@ def update(
     Args:
       state: the mixture that ``influence`` was measured on.
       influence: its α decides; the matrix is not read.
-      step: m, the largest relative change.
+      step: m, the largest relative change, in (0, 1).
       keep_total: rescale all counts by one constant so that their sum stays; otherwise the total
         moves as the paper's does.
       min_share: a domain keeps at least this share of the examples.
@@ -46,20 +46,44 @@ def update(
 
     Returns:
       The next state. Its ``beta`` is the proposal before bounds and rescaling.
+
+    Raises:
+      UserError: other domains, a step outside (0, 1), an α that is not finite, or bounds that
+        leave no room for the total.
     """
     if influence.domains != state.names:
         raise UserError(f"influence is of {influence.domains}, the mixture of {state.names}")
-    beta = proposal(np.asarray(influence.alpha, np.float64), step)
-    wanted = (1.0 + beta) * state.counts
-    total = float(state.counts.sum() if keep_total else wanted.sum())
-    counts = bounded(
-        wanted,
-        total=round(total),
-        lower=np.minimum(min_share * total, state.available * max_repetition),
-        upper=state.available * max_repetition,
-        rescale=keep_total,
-    )
+    if not 0 < step < 1:
+        raise UserError(f"mixture.step={step} is not between 0 and 1")
+    alpha = np.asarray(influence.alpha, np.float64)
+    if not np.all(np.isfinite(alpha)):
+        raise UserError(f"alpha is {alpha.tolist()}: not finite; raise influence.damping")
+    beta = proposal(alpha, step)
+    counts = _fit(state, (1.0 + beta) * state.counts, keep_total, min_share, max_repetition)
     return MixtureState(state.names, state.available, counts, beta, state.round + 1)
+
+
+def check_bounds(state: MixtureState, *, min_share: float, max_repetition: float) -> None:
+    """Whether ``update`` can keep the total of ``state``, told before the first round.
+
+    Raises:
+      UserError: the bounds leave no room for it.
+    """
+    _fit(state, state.counts.astype(np.float64), True, min_share, max_repetition)
+
+
+def _fit(
+    state: MixtureState,
+    wanted: np.ndarray,
+    keep_total: bool,
+    min_share: float,
+    max_repetition: float,
+) -> np.ndarray:
+    """``wanted`` as counts within the bounds that the two options mean."""
+    total = float(state.counts.sum() if keep_total else wanted.sum())
+    upper = state.available * max_repetition
+    lower = np.minimum(min_share * total, upper)
+    return bounded(wanted, total=round(total), lower=lower, upper=upper, rescale=keep_total)
 
 
 def bounded(
@@ -73,7 +97,8 @@ def bounded(
     Raises:
       UserError: ``rescale`` and the bounds leave no room for the total.
     """
-    lower, upper = np.maximum(np.ceil(lower), 1.0), np.floor(upper)
+    upper = np.maximum(np.floor(upper), 1.0)
+    lower = np.clip(np.ceil(lower), 1.0, upper)
     if not rescale:
         return np.clip(np.rint(wanted), lower, upper).astype(np.int64)
     if not lower.sum() <= total <= upper.sum():
@@ -94,9 +119,7 @@ def largest_remainder(values: np.ndarray, total: int) -> np.ndarray:
     return floors.astype(np.int64)
 
 
-def _common_factor(
-    wanted: np.ndarray, total: float, lower: np.ndarray, upper: np.ndarray
-) -> float:
+def _common_factor(wanted: np.ndarray, total: float, lower: np.ndarray, upper: np.ndarray) -> float:
     """The factor c with Σ clip(c·wanted, lower, upper) = total; the sum is monotone in c."""
     low, high = 0.0, 1.0
     while np.clip(high * wanted, lower, upper).sum() < total:

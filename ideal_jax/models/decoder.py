@@ -172,7 +172,9 @@ class Decoder(nn.Module):
         c = self.cfg
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed")),
+            nn.with_logical_partitioning(
+                nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed")
+            ),
             (c.padded_vocab, c.d_model),
             jnp.dtype(c.param_dtype),
         )

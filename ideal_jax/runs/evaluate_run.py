@@ -32,8 +32,11 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
     """``evaluation.json`` of one trained model; reads no file and decides nothing."""
     config, started = session.config, time.perf_counter()
     tokens = 0.0
-    reference, selection, test = {}, [], {}
-    tasks, samples = [], []
+    reference: dict[str, Any] = {}
+    test: dict[str, Any] = {}
+    selection: list[float] = []
+    tasks: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     generation = "exact_match" in config_lib.names(config.eval.tasks)
     total = len(session.names) * (3 if generation else 2)
     losses_fn = jax.jit(training.example_losses(session.model, config.loss.block))
@@ -63,7 +66,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
                 done += 1
                 advance(done, total, f"{domain} generation")
     v = np.asarray(session.capability_weights)
-    overall = {"overall": None, "overall_stderr": None}
+    overall: dict[str, float | None] = {"overall": None, "overall_stderr": None}
     if tasks:
         values = np.asarray([task["value"] for task in tasks])
         errors = np.asarray([task["stderr"] for task in tasks])
@@ -100,10 +103,9 @@ def _losses(
 
 def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> dict[str, Any]:
     store = getattr(session.data, split)[domain]
-    decode = session.data.tokenizer.decode
     count = 0
     for tokens, mask in (store[int(item)] for item in losses.items):
-        count += len(decode(tokens[mask], skip_special_tokens=True).encode())
+        count += len(_text(session, tokens[mask]).encode())
     return {
         "nats_per_token": losses.mean(),
         "stderr": losses.stderr(),
@@ -129,7 +131,7 @@ def _exact_match(
     )
     texts = [""] * len(records)
     for index, tokens in outputs:
-        texts[index] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        texts[index] = _text(session, tokens).strip()
     expected = [record.messages[-1]["content"].strip() for record in records]
     hits = np.asarray([text == want for text, want in zip(texts, expected, strict=True)], float)
     task = {
@@ -150,5 +152,9 @@ def _exact_match(
         }
         for i in range(min(_SHOWN, len(records)))
     ]
-    tokens = float(sum(len(p) for p in prompts) + len(prompts) * config.eval.max_new_tokens)
-    return task, shown, tokens
+    computed = float(sum(len(p) for p in prompts) + len(prompts) * config.eval.max_new_tokens)
+    return task, shown, computed
+
+
+def _text(session: Session, tokens: np.ndarray) -> str:
+    return str(session.data.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -4,18 +4,16 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from ideal_jax import config as config_lib
-from ideal_jax.errors import UserError
 from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.influence_run import influence_of_json, influence_round
-from ideal_jax.runs.session import Session, open_session
+from ideal_jax.runs.session import Session, capability_weights, open_session
+from ideal_jax.runs.summary import print_summary
 from ideal_jax.runs.train_run import train_round
-from ideal_jax.runs.workdir import read_json, write_json
+from ideal_jax.runs.workdir import finished, read_json, write_json
 
 
 def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> dict[str, Any]:
@@ -35,33 +33,32 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     Raises:
       UserError: bad config, data or work directory.
     """
-    session = open_session(config, workdir, command)
-    state = initial_state(session)
-    rounds: list[dict[str, Any]] = []
-    for index in range(config.mixture.rounds + 1):
-        record, state = run_round(session, state, last=index == config.mixture.rounds)
-        rounds.append(record)
-        if record["stopped"] or index == config.mixture.rounds:
-            break
-        _write_results(session, rounds, status="running")
-    results = _write_results(session, rounds, status="finished")
-    processes.barrier("results")
+    processes.initialise()
+    folder = pathlib.Path(workdir)
+    results = finished(folder, config)
+    if results is None:
+        results = _run_rounds(open_session(config, folder, command))
+        processes.barrier("results")
     if processes.is_writer():
-        path = write_report(session.workdir.path)
-        _print_summary(session, rounds, results, path)
+        report = folder / "report.html"
+        if not report.exists() or report.stat().st_mtime < (folder / "results.json").stat().st_mtime:
+            write_report(folder)
+        weights = capability_weights(config, len(results["rounds"][0]["mixture"]))
+        print_summary(results, weights, report)
     return results
 
 
-def initial_state(session: Session) -> MixtureState:
-    """Round 0: ``mixture.counts``, or everything there is."""
-    names = session.names
-    available = np.asarray([len(session.data.train[name]) for name in names], np.int64)
-    text = session.config.mixture.counts
-    given = config_lib.numbers("mixture.counts", text, int, len(names))
-    counts = available if given is None else np.asarray(given, np.int64)
-    if counts.min() < 1:
-        raise UserError(f"mixture.counts={text}: every domain needs at least one example")
-    return MixtureState(names, available, counts, np.zeros(len(names)), 0)
+def _run_rounds(session: Session) -> dict[str, Any]:
+    state, final = session.given, session.config.mixture.rounds
+    rounds: list[dict[str, Any]] = []
+    for index in range(final + 1):
+        record, state = run_round(session, state, last=index == final)
+        rounds.append(record)
+        if record["stopped"]:
+            break
+        if index < final:
+            _write_results(session, rounds, status="running")
+    return _write_results(session, rounds, status="finished")
 
 
 def run_round(
@@ -222,36 +219,3 @@ def _cost_of(record: dict[str, Any]) -> dict[str, float]:
 
 def _nats(losses: dict[str, Any]) -> dict[str, float]:
     return {domain: entry["nats_per_token"] for domain, entry in losses.items()}
-
-
-def _print_summary(
-    session: Session, rounds: list[dict[str, Any]], results: dict[str, Any], report: pathlib.Path
-) -> None:
-    mixture = Table(title="mixture: examples (share)")
-    mixture.add_column("domain")
-    scores = Table(title="scores per round")
-    for column in ("round", "exact match (test)", "reference loss", "test loss"):
-        scores.add_column(column, justify="right")
-    for record in rounds:
-        mark = " *" if record["round"] == results["best_round"] else ""
-        mixture.add_column(f"round {record['round']}{mark}", justify="right")
-        evaluation = record["evaluation"]
-        overall = evaluation["overall"]
-        v = np.asarray(session.capability_weights)
-        reference = v @ np.asarray(list(_nats(evaluation["reference_loss"]).values()))
-        scores.add_row(
-            f"{record['round']}{mark}",
-            "–" if overall is None else f"{overall:.3f} ± {evaluation['overall_stderr']:.3f}",
-            f"{reference:.4f}",
-            f"{evaluation['test_loss_mean']:.4f}",
-        )
-    for j, name in enumerate(session.names):
-        counts = [record["state"].counts for record in rounds]
-        mixture.add_row(name, *(f"{c[j]} ({c[j] / c.sum():.1%})" for c in counts))
-    console = session.reporter.console
-    console.print(mixture)
-    console.print(scores)
-    console.print("* best round, by reference loss; losses in nats per token")
-    console.print(f"report: {report}", soft_wrap=True)
-
-

@@ -9,12 +9,12 @@ import numpy as np
 
 from ideal_jax import sharding
 from ideal_jax.data import example_batches
-from ideal_jax.influence import Diagnostics, Options, Sample, estimate
+from ideal_jax.influence import Diagnostics, Sample, estimate
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, permutation, update
 from ideal_jax.runs import cost
 from ideal_jax.runs.evaluate_run import reference_halves
-from ideal_jax.runs.session import Session
+from ideal_jax.runs.session import Session, influence_options
 
 # Salts of the permutations that draw the scored and the curvature examples.
 _SCORE_SALT, _CURVATURE_SALT = 102, 103
@@ -40,11 +40,6 @@ class Placed(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         return sharding.place(self._mesh, self._batches[number])
-
-    @property
-    def positions(self) -> int:
-        """Tokens that are computed, padding included."""
-        return sum(batch["tokens"].size for batch in self._batches)
 
 
 def influence_round(
@@ -74,15 +69,7 @@ def influence_round(
             references=references,
             curvature=curvature,
             estimator=options.estimator,
-            options=Options(
-                damping=options.damping,
-                damping_mode=options.damping_mode,
-                fisher=options.fisher,
-                uncovered=options.uncovered,
-                max_factor=options.max_factor,
-                tolerance=options.tolerance,
-                iterations=options.iterations,
-            ),
+            options=influence_options(config),
             centred=options.centred,
             weights=dict(zip(session.names, session.capability_weights, strict=True)),
             key=jax.random.key(config.seed),
@@ -159,9 +146,7 @@ def influence_of_json(record: dict[str, Any]) -> InfluenceMatrix:
     )
 
 
-def _domain_samples(
-    session: Session, state: MixtureState, plan: MixturePlan
-) -> dict[str, Sample]:
+def _domain_samples(session: Session, state: MixtureState, plan: MixturePlan) -> dict[str, Sample]:
     """σ of every domain's current multiset, with the exact total weight of the whole."""
     config, samples = session.config, {}
     for j, domain in enumerate(session.names):
@@ -199,9 +184,9 @@ def _flops(
 ) -> float:
     """Matrix products of all passes, in units of a forward pass (design: a jvp tangent costs 2)."""
     cfg, length = session.model.cfg, session.config.data.row_length
-    scored = sum(sample.batches.positions for sample in domains.values())
-    held = sum(sample.batches.positions for sample in references.values())
-    curved = sum(batch["tokens"].size for batch in curvature)
+    scored = sum(_positions(sample.batches) for sample in domains.values())
+    held = sum(_positions(sample.batches) for sample in references.values())
+    curved = _positions(curvature)
     R, n = len(references), len(domains)
     forwards = scored * (3 + 1 + 2 * R) + held * (3 + 1 + 2 * n)
     if matrix.estimator != "identity":
@@ -210,6 +195,11 @@ def _flops(
         products = float(diagnostics.iterations.max() + 1) * (R + n)
         forwards += curved * products * 4
     return cost.forward_flops(cfg, float(forwards), length)
+
+
+def _positions(batches: Sequence[Any]) -> int:
+    """Tokens that are computed, padding included."""
+    return sum(batch["tokens"].size for batch in batches)
 
 
 class _PhaseClock:

@@ -74,7 +74,9 @@ class Reporter:
             if now - last < self._every:
                 return
             last = now
-            left = f", {(now - started) / done * (total - done):.0f} s left" if total and done else ""
+            left = (
+                f", {(now - started) / done * (total - done):.0f} s left" if total and done else ""
+            )
             self.console.print(f"{name}: {done}/{total or '?'}{left} {note}")
 
         yield advance

@@ -1,20 +1,28 @@
 """What every phase of a run shares: config, devices, data, model."""
 
+import dataclasses
+import math
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ideal_jax import config as config_lib
-from ideal_jax import sharding
-from ideal_jax.data import Dataset, prepare
+from ideal_jax import sharding, training
+from ideal_jax.data import Dataset, find_domains, prepare, synthetic
 from ideal_jax.errors import UserError
+from ideal_jax.influence import Options
+from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.influence.estimators import find_estimator
+from ideal_jax.mixture import MixtureState, check_bounds
 from ideal_jax.models import Decoder, DecoderConfig
 from ideal_jax.runs import processes
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
+from ideal_jax.training.checkpoints import check_params
 
 
 class Session(NamedTuple):
@@ -27,6 +35,7 @@ class Session(NamedTuple):
     model: Decoder
     reporter: Reporter
     capability_weights: tuple[float, ...]  # v, sums to 1
+    given: MixtureState  # the mixture of round 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,15 +69,51 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     folder = WorkDir(workdir, config)
     reporter = Reporter(config.logging.progress)
     data = _prepare(config, folder, reporter)
-    n = len(data.names)
-    weights = config_lib.numbers("influence.weights", config.influence.weights, float, n)
-    weights = weights or (1.0,) * n
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"influence.weights={config.influence.weights}: needs a positive sum, no negatives")
-    folder.describe(config, command, mesh)
+    weights = capability_weights(config, len(data.names))
+    given = _given_mixture(config, data)
     model = Decoder(decoder_config(config.model, len(data.tokenizer)))
-    share = tuple(w / sum(weights) for w in weights)
-    return Session(config, folder, mesh, data, model, reporter, share)
+    abstract_params(model, mesh)  # every dimension is divisible by its mesh axis
+    if config.model.init != "random":
+        check_params(pathlib.Path(config.model.init), model_shape(model))
+    decoder_problem(model, config.influence.layers, config.influence.max_factor)
+    folder.describe(config, command, mesh)
+    return Session(config, folder, mesh, data, model, reporter, weights, given)
+
+
+def capability_weights(config: Any, n: int) -> tuple[float, ...]:
+    """v of ``n`` capabilities; sums to 1."""
+    text = config.influence.weights
+    weights = config_lib.numbers("influence.weights", text, float, n) or (1.0,) * n
+    total = sum(weights)
+    if min(weights) < 0 or not 0 < total < math.inf:
+        raise UserError(f"influence.weights={text}: needs a positive sum, no negatives")
+    return tuple(w / total for w in weights)
+
+
+def given_counts(config: Any, n: int) -> tuple[int, ...] | None:
+    """``mixture.counts`` of ``n`` domains; None: everything there is."""
+    text = config.mixture.counts
+    counts = config_lib.numbers("mixture.counts", text, int, n)
+    if counts is not None and min(counts) < 1:
+        raise UserError(f"mixture.counts={text}: every domain needs at least one example")
+    return counts
+
+
+def influence_options(config: Any) -> Options:
+    """The ``influence`` section's choices about curvature."""
+    fields = [field.name for field in dataclasses.fields(Options)]
+    return Options(**{name: config.influence[name] for name in fields})
+
+
+def _given_mixture(config: Any, data: Dataset) -> MixtureState:
+    n, rule = len(data.names), config.mixture
+    available = np.asarray([len(data.train[name]) for name in data.names], np.int64)
+    given = given_counts(config, n)
+    counts = available if given is None else np.asarray(given, np.int64)
+    state = MixtureState(data.names, available, counts, np.zeros(n), 0)
+    if rule.keep_total and rule.rounds:
+        check_bounds(state, min_share=rule.min_share, max_repetition=rule.max_repetition)
+    return state
 
 
 def decoder_config(model: Any, vocab_size: int) -> DecoderConfig:
@@ -81,6 +126,11 @@ def decoder_config(model: Any, vocab_size: int) -> DecoderConfig:
         config_lib.choice(f"model.{key}", model[key], ("float32", "bfloat16", "float64"))
     shape = {key: value for key, value in model.items() if key != "init"}
     return DecoderConfig(vocab_size=vocab_size, **shape)
+
+
+def model_shape(model: Decoder) -> dict[str, Any]:
+    """What saved parameters of the model have to agree on."""
+    return {key: value for key, value in vars(model.cfg).items() if key != "remat"}
 
 
 def abstract_params(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
@@ -103,31 +153,38 @@ def _init(model: Decoder, seed: int) -> Any:
 
 
 def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
+    config_lib.check(config)
     ways = sharding.batch_ways(mesh)
     for section in ("base", "training"):
         size = config[section].batch_size
         slices = ways * (config.training.micro_batches if section == "training" else 1)
-        if size <= 0 or size % slices:
+        if size % slices:
             raise UserError(
                 f"{section}.batch_size={size} is no multiple of {slices} (mesh.replica × "
                 "mesh.fsdp × training.micro_batches)"
             )
-    if config.training.steps <= 0 and config.training.epochs <= 0:
+    if not config.training.steps and not config.training.epochs:
         raise UserError("training.steps and training.epochs are both 0: nothing to train")
+    training.schedule(config.training, 1)
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
-    config_lib.choice(
-        "influence.damping_mode", config.influence.damping_mode, ("relative", "absolute")
-    )
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))
-    if not 0 < config.influence.fraction <= 1:
-        raise UserError(f"influence.fraction={config.influence.fraction} is not in (0, 1]")
-    if not 0 < config.mixture.step < 1:
-        raise UserError(f"mixture.step={config.mixture.step} is not between 0 and 1")
+    find_estimator(config.influence.estimator)
+    influence_options(config)
+    if config.model.init != "random":
+        check_params(pathlib.Path(config.model.init), {})
 
 
 def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
     target = folder.path / "data"
+    if processes.is_writer() and not (target / "dataset.json").exists():
+        # What depends on the number of domains is told before their texts are read.
+        names = config_lib.names(config.data.domains)
+        if config.data.root:
+            names = tuple(find_domains(config.data.root, names))
+        n = len(names or synthetic.DOMAINS)
+        capability_weights(config, n)
+        given_counts(config, n)
     with reporter.phase("data") as advance:
 
         def progress(name: str, done: int, total: int | None) -> None:

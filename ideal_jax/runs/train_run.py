@@ -13,7 +13,7 @@ from ideal_jax import sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.runs import cost, processes
-from ideal_jax.runs.session import Session, abstract_params, random_params
+from ideal_jax.runs.session import Session, abstract_params, model_shape, random_params
 from ideal_jax.runs.workdir import read_json, write_json
 from ideal_jax.training.checkpoints import load_params, save_params
 
@@ -36,7 +36,7 @@ def train_round(session: Session, plan: MixturePlan, folder: pathlib.Path, name:
 def base_params(session: Session) -> Any:
     """The parameters of M_0 on the mesh, made once per work directory."""
     config, mesh, model = session.config, session.mesh, session.model
-    shape = {key: value for key, value in vars(model.cfg).items() if key != "remat"}
+    shape = model_shape(model)
     abstract = abstract_params(model, mesh)
     if config.model.init != "random":
         return load_params(pathlib.Path(config.model.init), abstract, shape)
@@ -135,5 +135,3 @@ def _train(
 def _all_targets(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every real token is a target: plain language modelling."""
     return {**batch, "weights": (batch["segments"] > 0).astype(np.float32)}
-
-

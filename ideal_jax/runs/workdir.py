@@ -31,6 +31,7 @@ class WorkDir:
         self.path = pathlib.Path(path)
         self._lock: Any = None
         if processes.is_writer():
+            self._refuse_strangers()
             self._claim()
             self._check(config)
         processes.barrier("workdir")
@@ -60,34 +61,69 @@ class WorkDir:
             },
         )
 
+    def _refuse_strangers(self) -> None:
+        """Before anything is written: a folder that no run has claimed must be empty."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is a file; give a folder")
+        found = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        if "config.json" in found:
+            bound_config(self.path)
+            return
+        # The lock, and data/ behind it, are older than config.json: a first start may die between.
+        early = {".lock", "data", "config.json.partial"} if ".lock" in found else set()
+        if found - early:
+            raise UserError(
+                f"--workdir={self.path} holds {min(found - early)} but no config.json: not a work "
+                "directory; choose another"
+            )
+
     def _claim(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise UserError(f"--workdir={self.path}: cannot write there ({error.strerror})") from None
+            raise UserError(
+                f"--workdir={self.path}: cannot write there ({error.strerror})"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"--workdir={self.path}: another process is running there") from None
 
     def _check(self, config: Any) -> None:
-        file = self.path / "config.json"
-        if not file.exists():
-            strangers = sorted(p.name for p in self.path.iterdir() if p.name != ".lock")
-            # data/ appears before config.json when a first start is killed early.
-            if set(strangers) - {"data", "config.json.partial"}:
-                raise UserError(
-                    f"--workdir={self.path} holds {strangers[0]} but no config.json: not a work "
-                    "directory; choose another"
-                )
+        if not (self.path / "config.json").exists():
             return
-        lines = config_lib.changed(read_json(file)["config"], config.to_dict())
+        lines = config_lib.changed(bound_config(self.path), config.to_dict())
         if lines:
             raise UserError(
                 f"--workdir={self.path} belongs to another config ({'; '.join(lines)}); choose "
                 "another --workdir or restore the value"
             )
+
+
+def bound_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The config that a work directory belongs to.
+
+    Raises:
+      UserError: its ``config.json`` is not one of a work directory.
+    """
+    try:
+        return dict(read_json(folder / "config.json")["config"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--workdir={folder}: its config.json is not one of an ideal-jax run; choose another"
+        ) from None
+
+
+def finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
+    """``results.json`` if it is of this config and nothing is left to do. Only looks."""
+    if not (folder / "config.json").is_file() or not (folder / "results.json").is_file():
+        return None
+    if config_lib.changed(bound_config(folder), config.to_dict()):
+        return None
+    results: dict[str, Any] = read_json(folder / "results.json")
+    complete = results["stopped"] or len(results["rounds"]) == config.mixture.rounds + 1
+    return results if results["status"] == "finished" and complete else None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

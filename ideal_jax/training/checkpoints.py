@@ -68,18 +68,30 @@ def save_params(folder: pathlib.Path, params: Any, shape: dict[str, Any]) -> Non
         partial.replace(folder / "model.json")
 
 
-def load_params(folder: pathlib.Path, abstract: Any, shape: dict[str, Any]) -> Any:
-    """Parameters written by ``save_params``, into the shardings of ``abstract``.
+def check_params(folder: pathlib.Path, shape: dict[str, Any]) -> None:
+    """Whether ``load_params`` will find what it wants.
 
     Raises:
       UserError: nothing complete is there, or it is of another shape.
     """
     try:
         found = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"model.init={folder} holds no finished model (model.json)") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"model.init={folder} holds no finished model (model.json); give the base/ folder of "
+            "another run"
+        ) from None
     for key, value in shape.items():
         if found.get(key) != value:
             raise UserError(f"{folder}/model.json has {key}={found.get(key)}, not {value}")
+
+
+def load_params(folder: pathlib.Path, abstract: Any, shape: dict[str, Any]) -> Any:
+    """Parameters written by ``save_params``, into the shardings of ``abstract``.
+
+    Raises:
+      UserError: as ``check_params``.
+    """
+    check_params(folder, shape)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore((folder / "params").absolute(), abstract)

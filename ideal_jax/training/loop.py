@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from ideal_jax import sharding
+from ideal_jax.errors import UserError
 from ideal_jax.training.checkpoints import Checkpoints, abstract_like
-from ideal_jax.training.step import TrainState, init_state, make_train_step
+from ideal_jax.training.step import init_state, make_train_step
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -56,7 +57,7 @@ def train(
       progress: called with the steps done and the newest metrics.
 
     Raises:
-      FloatingPointError: the loss is not finite.
+      UserError: the loss is not finite.
     """
     started = time.perf_counter()
     param_shardings = jax.tree.map(lambda x: x.sharding, params)
@@ -122,7 +123,9 @@ def _report(
     step, metrics = pending
     values = {name: float(value) for name, value in metrics._asdict().items()}
     if not np.isfinite(values["loss"]):
-        raise FloatingPointError(f"the loss is {values['loss']} at step {step}")
+        raise UserError(
+            f"the loss is {values['loss']} at step {step}; lower the learning rate or clip_norm"
+        )
     now = time.perf_counter()
     counts["tokens"] += int(values["tokens"])
     counts["supervised_tokens"] += int(values["supervised_tokens"])
@@ -147,7 +150,7 @@ class _MetricsLog:
         if jax.process_index() != 0:
             return
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         partial.replace(self._path)
@@ -165,8 +168,8 @@ class _MetricsLog:
             self._file.close()
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return None  # cut off by a kill
+        return np.inf  # cut off by a kill

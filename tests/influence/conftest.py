@@ -93,13 +93,13 @@ def ridge(params):
     return 0.05 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
 
 
-def make_examples(count, seed=0, *, tokens=5, reduction="token", tilt=0.0):
-    """Examples of unequal length; about half of their tokens are supervised; ``tilt`` shifts labels."""
+def make_examples(count, seed=0, *, tokens=5, reduction="token", tilt=0):
+    """Examples of unequal length, about half their tokens supervised; ``tilt`` shifts labels."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, tokens + 1, count)
     mask = np.arange(tokens) < lengths[:, None]
     inputs = rng.integers(0, VOCAB, (count, tokens)) * mask
-    labels = (inputs + rng.integers(0, 3, (count, tokens)) + int(tilt)) % CLASSES
+    labels = (inputs + rng.integers(0, 3, (count, tokens)) + tilt) % CLASSES
     supervised = mask & (rng.random((count, tokens)) < 0.6)
     supervised[np.arange(count), lengths - 1] = True
     weights = supervised.astype(float)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,26 +24,30 @@ EXACT = Options(damping=0.2, damping_mode="absolute")
 KERNELS = {"layers/kernel": 2, "head/kernel": 1}  # name: L
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def single_example(problem, fisher, params, single):
+    """Tapped inputs, output gradients and parameter gradients of a batch of one."""
+    labelled = single
+    if fisher == "sampled":
+        labelled = problem.sample_labels(problem.outputs(params, single), single, KEY)
+
+    def loss(params, perturbations):
+        out, inputs = problem.taps.run(params, perturbations, single)
+        return problem.loss(out, labelled)[0].sum(), inputs
+
+    zeros = problem.taps.zeros(params, single)
+    (gradient, outer), inputs = jax.grad(loss, (0, 1), has_aux=True)(params, zeros)
+    return inputs, outer, gradient
+
+
 def one_by_one(tiny, examples, fisher):
-    """Per example: tapped inputs, output gradients and parameter gradients, without padding."""
+    """Inputs, output gradients, parameter gradients and weight of each example, unpadded."""
     for row in range(len(examples["ids"])):
         length = int(examples["mask"][row].sum())
         single = {k: v[row : row + 1] for k, v in examples.items()}
-        single = {k: jnp.asarray(v[:, :length] if v.ndim > 1 else v) for k, v in single.items()}
-        labelled = single
-        if fisher == "sampled":
-            labelled = tiny.sample_labels(tiny.outputs(tiny.params, single), single, KEY)
-        zeros = tiny.taps.zeros(tiny.params, single)
-        outer = jax.grad(
-            lambda z, s=single, b=labelled: tiny.loss(tiny.taps.run(tiny.params, z, s)[0], b)[
-                0
-            ].sum()
-        )(zeros)
-        _, inputs = tiny.taps.run(tiny.params, zeros, single)
-        gradient = jax.grad(lambda p, b=labelled: tiny.problem.example_loss(p, b)[0].sum())(
-            tiny.params
-        )
-        yield inputs, outer, gradient, float(single["weights"].sum())
+        single = {k: v[:, :length] if v.ndim > 1 else v for k, v in single.items()}
+        found = single_example(tiny.problem, fisher, tiny.params, single)
+        yield *jax.tree.map(np.asarray, found), float(single["weights"].sum())
 
 
 def moment(x, layers):
@@ -53,7 +59,7 @@ def moment(x, layers):
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])
 @pytest.mark.parametrize("reduction", ["token", "example"])
 def test_factors_equal_loops_over_single_examples(tiny, fisher, reduction):
-    examples = tiny.examples(7, reduction=reduction)
+    examples = tiny.examples(8, reduction=reduction)
     a, g, positions, weight = 0, 0, 0, 0
     for inputs, outer, _, w in one_by_one(tiny, examples, fisher):
         a, g = a + moment(inputs["up"], 2), g + moment(outer["up"], 2)
@@ -71,7 +77,7 @@ def test_factors_equal_loops_over_single_examples(tiny, fisher, reduction):
 
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])
 def test_refitted_eigenvalues_and_diagonal_equal_single_gradients(tiny, fisher):
-    examples = tiny.examples(7)
+    examples = tiny.examples(8)
     blocks = fit(tiny, tiny.batches(examples, 3), refit=True, fisher=fisher)
     expected = {name: 0 for name in KERNELS}
     diagonal = {"embed": 0, "layers/bias": 0}
@@ -81,9 +87,7 @@ def test_refitted_eigenvalues_and_diagonal_equal_single_gradients(tiny, fisher):
         kernels["head/kernel"] = gradient["head"]["kernel"][None]
         for name, kernel in kernels.items():
             basis = blocks.bases[name]
-            rotated = np.einsum(
-                "lai,lab,lbo->lio", basis.inputs[:, 0], kernel, basis.outputs[:, 0]
-            )
+            rotated = np.einsum("lai,lab,lbo->lio", basis.inputs[:, 0], kernel, basis.outputs[:, 0])
             expected[name] += rotated**2
         diagonal["embed"] += gradient["embed"] ** 2
         diagonal["layers/bias"] += gradient["layers"]["bias"] ** 2
@@ -225,7 +229,9 @@ def test_relative_damping_is_by_block(tiny):
         )
     np.testing.assert_allclose(blocks.damping["embed"], 0.5 * np.mean(blocks.diagonal["embed"]))
     sizes = {"embed": [28], "layers/bias": [8], "layers/kernel": [16, 16], "head/kernel": [20]}
-    values = [(v, s) for n in sizes for v, s in zip(blocks.block_damping()[n], sizes[n], strict=True)]
+    values = [
+        (v, s) for n in sizes for v, s in zip(blocks.block_damping()[n], sizes[n], strict=True)
+    ]
     mean = sum(v * s for v, s in values) / 88
     np.testing.assert_allclose(blocks.mean_damping(), mean)
 

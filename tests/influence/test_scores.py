@@ -11,9 +11,7 @@ from ideal_jax.influence import Sample, example_scores, mean_gradient
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-11), (jnp.float32, 1e-5)])
 def test_scores_sum_to_the_gradient_inner_product(tiny, dtype, tolerance):
     params = jax.tree.map(lambda x: x.astype(dtype), tiny.params)
-    examples = {
-        k: v.astype(dtype) if v.dtype == float else v for k, v in tiny.examples(11).items()
-    }
+    examples = {k: v.astype(dtype) if v.dtype == float else v for k, v in tiny.examples(11).items()}
     sample = Sample(tiny.batches(examples, 4), size=11)
     tangents = [tiny.init(seed) for seed in (1, 2, 3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), *tangents)

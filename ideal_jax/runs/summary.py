@@ -1,0 +1,46 @@
+"""What a run ends with on the terminal: the mixtures, the scores, where the report lies."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(results: dict[str, Any], weights: Sequence[float], report: pathlib.Path) -> None:
+    """Prints two tables.
+
+    Args:
+      results: the content of ``results.json``.
+      weights: v, the weight of each capability; sums to 1.
+      report: the path to name.
+    """
+    mixture = Table(title="mixture: examples (share)")
+    mixture.add_column("domain")
+    scores = Table(title="scores per round")
+    for column in ("round", "exact match (test)", "reference loss", "test loss"):
+        scores.add_column(column, justify="right")
+    for record in results["rounds"]:
+        mark = " *" if record["round"] == results["best_round"] else ""
+        mixture.add_column(f"round {record['round']}{mark}", justify="right")
+        overall, error = record["overall"], record["overall_stderr"]
+        scores.add_row(
+            f"{record['round']}{mark}",
+            "–" if overall is None else f"{overall:.3f} ± {error:.3f}",
+            f"{_weighted(weights, record['reference_loss']):.4f}",
+            f"{_weighted(weights, record['test_loss']):.4f}",
+        )
+    counts = [record["mixture"] for record in results["rounds"]]
+    for name in counts[0]:
+        shares = (f"{c[name]} ({c[name] / sum(c.values()):.1%})" for c in counts)
+        mixture.add_row(name, *shares)
+    console = Console(highlight=False)
+    console.print(mixture)
+    console.print(scores)
+    console.print("* best round, by reference loss; losses in nats per token")
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def _weighted(weights: Sequence[float], losses: dict[str, float]) -> float:
+    return sum(v * loss for v, loss in zip(weights, losses.values(), strict=True))

@@ -1,0 +1,116 @@
+"""The decoder against itself: packing, cache, taps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from ideal_jax.models import Decoder, DecoderConfig, empty_cache, output_matrix
+
+SHAPE = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 6,
+    "d_ff": 24,
+}
+
+
+def build(**changes):
+    model = Decoder(DecoderConfig(**{**SHAPE, **changes}))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return model, nn.unbox(variables["params"])
+
+
+def random_tokens(shape, seed=1):
+    return jax.random.randint(jax.random.key(seed), shape, 0, SHAPE["vocab_size"])
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("remat", [True, False])
+def test_logits_have_the_real_vocabulary_and_hidden_gives_them(tie_embeddings, remat):
+    model, params = build(tie_embeddings=tie_embeddings, remat=remat)
+    tokens_BxT = random_tokens((3, 7))
+    logits = model.apply({"params": params}, tokens_BxT)
+    hidden = model.apply({"params": params}, tokens_BxT, method=Decoder.hidden)
+    assert logits.shape == (3, 7, 50)
+    assert logits.dtype == jnp.float32
+    by_hand = hidden @ output_matrix(model.cfg, params)
+    np.testing.assert_allclose(by_hand[..., :50], logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_sees_only_what_came_before():
+    model, params = build()
+    tokens_BxT = random_tokens((1, 8))
+    changed = tokens_BxT.at[0, 5].add(1)
+    a = model.apply({"params": params}, tokens_BxT)
+    b = model.apply({"params": params}, changed % 50)
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert jnp.abs(a[:, 5:] - b[:, 5:]).min(axis=-1).max() > 0
+
+
+def test_packed_examples_do_not_see_each_other():
+    model, params = build()
+    first, second = random_tokens((1, 5), 1), random_tokens((1, 4), 2)
+    packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], axis=1)
+    segments = jnp.asarray([[1] * 5 + [2] * 4 + [0] * 3])
+    positions = jnp.asarray([[*range(5), *range(4), *range(3)]])
+    together = model.apply({"params": params}, packed, positions, segments)
+    for alone, part in ((first, slice(0, 5)), (second, slice(5, 9))):
+        expected = model.apply({"params": params}, alone)
+        np.testing.assert_allclose(together[:, part], expected, atol=2e-6)
+
+
+def test_the_cache_changes_nothing():
+    model, params = build()
+    tokens_BxT = random_tokens((2, 9))
+    expected = model.apply({"params": params}, tokens_BxT)
+    cache = empty_cache(model.cfg, 2, 12)
+    pieces = []
+    for low, high in ((0, 4), (4, 5), (5, 9)):
+        positions = jnp.broadcast_to(jnp.arange(low, high), (2, high - low))
+        logits, cache = model.apply(
+            {"params": params}, tokens_BxT[:, low:high], positions, cache, method=Decoder.decode
+        )
+        pieces.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=3e-6)
+
+
+def test_taps_rebuild_the_gradient_of_every_dense_layer():
+    model, params = build(tie_embeddings=False, remat=True)
+    tokens_BxT = random_tokens((2, 6))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens_BxT)["perturbations"])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def loss(params, perturbations):
+        variables = {"params": params, "perturbations": perturbations}
+        logits, sown = model.apply(variables, tokens_BxT, mutable=["taps"])
+        return jnp.sum(jnp.sin(logits)), sown["taps"]
+
+    grads, taps = jax.grad(loss, has_aux=True)(params, zeros)
+    gradients_of_outputs, _ = jax.grad(loss, argnums=1, has_aux=True)(params, zeros)
+    inputs = traverse_util.flatten_dict(taps, sep="/")
+    outputs = traverse_util.flatten_dict(gradients_of_outputs, sep="/")
+    kernels = {
+        k.removesuffix("/kernel"): v
+        for k, v in traverse_util.flatten_dict(grads, sep="/").items()
+        if k.endswith("kernel")
+    }
+    assert len(kernels) == 8  # q k v o gate up down head
+    for name, expected in kernels.items():
+        a, g = inputs[f"{name}/input"], outputs[f"{name}/output"]
+        np.testing.assert_allclose(
+            jnp.einsum("...bti,...bto->...io", a, g), expected, rtol=2e-4, atol=2e-5
+        )
+
+
+def test_rotary_attention_depends_on_distance_only():
+    model, params = build()
+    tokens_BxT = random_tokens((1, 6))
+    near = model.apply({"params": params}, tokens_BxT, jnp.arange(6)[None])
+    far = model.apply({"params": params}, tokens_BxT, jnp.arange(6)[None] + 100)
+    np.testing.assert_allclose(near, far, atol=1e-4)
