@@ -31,10 +31,10 @@ def get_config() -> ConfigDict:
     c.model = m = ConfigDict()
     m.init = "random"  # [result] "random" (pre-trains its own base) or the base/ of another run
     m.d_model = 64  # [result] D, residual width
-    m.n_layers = 2  # [result] L
-    m.n_heads = 4  # [result] N
-    m.n_kv_heads = 2  # [result] K
-    m.head_dim = 16  # [result] H
+    m.n_layers = 2  # [result] L, layers
+    m.n_heads = 4  # [result] N, query heads
+    m.n_kv_heads = 2  # [result] K, key and value heads
+    m.head_dim = 16  # [result] H, width of a head
     m.d_ff = 128  # [result] F, SwiGLU width
     m.rope_theta = 10000.0  # [result] base of the rotary frequencies
     m.norm_eps = 1e-5  # [result] epsilon of RMSNorm

@@ -8,4 +8,16 @@ Dimension alphabet, used in names (``tokens_BxT``), einsum strings and docstring
     I, O input and output width of a dense layer
 """
 
+import importlib.metadata
+import os
+
 __version__ = "0.1.0"
+
+# XLA:CPU's YNN fusions give wrong results for batched float32 products in these releases
+# (github.com/jax-ml/jax/issues/39103): the gradients of several right-hand sides at once came out
+# 50 to 1000 % off. The flag is read when a backend starts, so it has to be set on import.
+_YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
+    _flags = os.environ.get("XLA_FLAGS", "")
+    if _YNN_FLAG not in _flags:
+        os.environ["XLA_FLAGS"] = f"{_flags} {_YNN_FLAG}=".strip()

@@ -1,13 +1,18 @@
-"""The command line: ``ideal-jax VERB --config=FILE.py [--config.a.b=value …] --workdir=DIR``."""
+"""The command line: ``ideal-jax VERB --config=FILE.py [--config.a.b=value …] --workdir=DIR``.
 
+The flags have the syntax of ml-collections' config_flags. They are read here because config_flags
+looks at the whole process's ``sys.argv``, runs the config file twice and does not say what it
+expected.
+"""
+
+import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
 
 from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
@@ -20,11 +25,14 @@ usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [-
 
 configs/base.py explains every KEY. The same command continues an interrupted run."""
 
+# What the machine refuses is no fault of the program: told in one line too.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status (0 done, 2 a user's mistake, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE)
         return 0 if arguments else 2
     debug = "--debug" in arguments
@@ -33,13 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"ideal-jax: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except OSError as error:
+        if debug or error.errno not in _REFUSED:
+            raise
+        return _refuse(f"{error.filename or 'the disk'}: {error.strerror}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\nideal-jax: interrupted; the same command continues", file=sys.stderr)
         # Not sys.exit: worker threads of a data loader may be mid-read and must not be waited for.
         sys.stdout.flush()
         os._exit(130)
+
+
+def _refuse(message: str) -> int:
+    print(f"ideal-jax: {message}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(verb: str, arguments: list[str]) -> int:
@@ -69,41 +86,40 @@ def _report(arguments: list[str]) -> int:
 _VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "report": _report}
 
 
-def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, str]:
-    """(config, workdir) from a verb's arguments.
+def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, Path]:
+    """(config, workdir) from a verb's arguments; the last of a repeated flag counts.
 
     Raises:
       UserError: one line for whatever is wrong with a flag, a key or a value.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
-    files = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    pairs = list(_pairs(arguments))
+    for name, _ in pairs:
+        if name not in ("config", "workdir") and not name.startswith("config."):
+            hint = config_lib.nearest(f"--{name}", ("--config", "--workdir", "--debug"))
+            raise UserError(f"--{name}: unknown flag{hint}")
+    values = dict(pairs)
+    config = None
     if needs_config:
-        if not files:
+        if not values.get("config"):
             raise UserError("--config=FILE.py is missing; configs/quickstart.py is a start")
-        _check_keys(arguments, config_lib.load(files[-1]))
-    try:
-        rest = values(["ideal-jax", *arguments])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from error
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; flags look like --workdir=DIR")
-    if not values.workdir:
+        config = config_lib.load(values["config"])
+        for name, value in values.items():
+            if name.startswith("config."):
+                config_lib.override(config, name.removeprefix("config."), value)
+    if not values.get("workdir"):
         raise UserError("--workdir=DIR is missing: the run and its results live there")
-    return values.config if needs_config else None, values.workdir
+    # The shell does not expand the tilde of --workdir=~/x.
+    return config, Path(values["workdir"]).expanduser()
 
 
-def _check_keys(arguments: Sequence[str], config: Any) -> None:
-    known = dict(config_lib.flatten(config))
-    for argument in arguments:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if match and match[1] not in known:
-            hint = config_lib.nearest(match[1], known)
-            raise UserError(f"--config.{match[1]}: unknown key{hint}")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    text = re.sub(r"^flag (--config\.[^=]+)=", r"\1=", text)
-    return text.removeprefix("Unknown command line flag ").strip() or type(error).__name__
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of every ``--name=value`` or ``--name value``."""
+    rest = iter(arguments)
+    for argument in rest:
+        match = re.fullmatch(r"--?([A-Za-z][^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            raise UserError(f"unexpected argument {argument!r}; flags look like --workdir=DIR")
+        value = match[2] if match[2] is not None else next(rest, None)
+        if value is None:
+            raise UserError(f"{argument}: needs a value, as in {argument}=VALUE")
+        yield match[1], value

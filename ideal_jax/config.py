@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -99,7 +100,9 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        # ConfigDict lists a whole section after saying what is wrong with one key of it.
+        text = re.sub(r"^'(Key .*)'$", r"\1", str(error).replace("\\n", " "))
+        reason = " ".join(re.sub(r' Other fields present: ".*?}"', "", text).split())
         raise UserError(f"{_where(path, error)}: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -113,7 +116,7 @@ def _where(path: pathlib.Path, error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == path.resolve()]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 

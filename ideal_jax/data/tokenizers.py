@@ -1,6 +1,7 @@
 """Tokenizers: byte-level, trained BPE, or any local Hugging Face folder. All are "fast" ones."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ import tokenizers
 
 from ideal_jax.errors import UserError
 
-# `import transformers` takes seconds, so the functions that need it import it.
+# `import transformers` takes seconds, so the functions that need it import it. It need not advise
+# to install PyTorch: only its tokenizers are used.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 

@@ -31,9 +31,10 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
     """
 
     def outputs(params: Any, batch: Batch) -> jax.Array:
-        return model.apply(
+        logits_BxTxV: Any = model.apply(
             {"params": params}, batch["tokens"], batch["positions"], batch["segments"]
         )
+        return logits_BxTxV
 
     def loss(logits_BxTxV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         chosen = jnp.take_along_axis(logits_BxTxV, batch["targets"][..., None], axis=-1)[..., 0]

@@ -52,6 +52,19 @@ class DecoderConfig:
         return -(-self.vocab_size // 64) * 64
 
 
+def _parameter(
+    module: nn.Module,
+    name: str,
+    init: Any,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    cfg: DecoderConfig,
+) -> jax.Array:
+    """A parameter with logical axes; inside ``apply`` it is a plain array."""
+    boxed: Any = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape, jnp.dtype(cfg.param_dtype))
+
+
 class Dense(nn.Module):
     """``x @ kernel`` with the two taps that curvature needs."""
 
@@ -64,12 +77,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., I] to [..., O]."""
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
-        kernel_IxO = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, self.axes),
-            (x.shape[-1], self.features),
-            jnp.dtype(self.cfg.param_dtype),
-        )
+        shape = (x.shape[-1], self.features)
+        kernel_IxO = _parameter(self, "kernel", init, shape, self.axes, self.cfg)
         self.sow("taps", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         y = x @ kernel_IxO.astype(x.dtype)
         return self.perturb("output", y, collection="perturbations")
@@ -83,12 +92,8 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis."""
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, (None,)),
-            (x.shape[-1],),
-            jnp.dtype(self.cfg.param_dtype),
-        )
+        ones = nn.initializers.ones
+        scale = _parameter(self, "scale", ones, x.shape[-1:], (None,), self.cfg)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         rms = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.cfg.norm_eps)
         return (wide * rms * scale.astype(wide.dtype)).astype(x.dtype)
@@ -229,8 +234,8 @@ class Decoder(nn.Module):
         """
         slots = jnp.arange(cache["k"].shape[2])
         mask_BxTxC = slots[None, None, :] <= positions_BxT[:, :, None]
-        x_BxTxD, cache = self.layers(self._embed(tokens_BxT), cache, positions_BxT, mask_BxTxC)
-        return self._logits(self.final_norm(x_BxTxD)), cache
+        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, positions_BxT, mask_BxTxC)
+        return self._logits(self.final_norm(x_BxTxD)), new
 
     def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding[tokens_BxT].astype(jnp.dtype(self.cfg.dtype))

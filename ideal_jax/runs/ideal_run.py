@@ -40,8 +40,8 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
         results = _run_rounds(open_session(config, folder, command))
         processes.barrier("results")
     if processes.is_writer():
-        report = folder / "report.html"
-        if not report.exists() or report.stat().st_mtime < (folder / "results.json").stat().st_mtime:
+        report, written = folder / "report.html", (folder / "results.json").stat().st_mtime_ns
+        if not report.exists() or report.stat().st_mtime_ns < written:
             write_report(folder)
         weights = capability_weights(config, len(results["rounds"][0]["mixture"]))
         print_summary(results, weights, report)

@@ -188,13 +188,13 @@ def _flops(
     held = sum(_positions(sample.batches) for sample in references.values())
     curved = _positions(curvature)
     R, n = len(references), len(domains)
-    forwards = scored * (3 + 1 + 2 * R) + held * (3 + 1 + 2 * n)
+    forwards = 1.0 * scored * (3 + 1 + 2 * R) + held * (3 + 1 + 2 * n)
     if matrix.estimator != "identity":
         forwards += curved * (3 * (2 if matrix.estimator == "kfac" else 3))
     if matrix.estimator == "ggn_cg":
         products = float(diagnostics.iterations.max() + 1) * (R + n)
         forwards += curved * products * 4
-    return cost.forward_flops(cfg, float(forwards), length)
+    return cost.forward_flops(cfg, forwards, length)
 
 
 def _positions(batches: Sequence[Any]) -> int:

@@ -36,6 +36,7 @@ class Reporter:
     def phase(self, name: str) -> Iterator[Advance]:
         """Times the block as ``name`` and yields the function that moves its bar."""
         started = time.perf_counter()
+        shown: contextlib.AbstractContextManager[Advance]
         if not self._enabled:
             shown = contextlib.nullcontext(lambda done, total=None, note="": None)
         else:

@@ -12,7 +12,8 @@ from flax import linen as nn
 
 from ideal_jax import config as config_lib
 from ideal_jax import sharding, training
-from ideal_jax.data import Dataset, find_domains, prepare, synthetic
+from ideal_jax.data import Dataset, prepare, synthetic
+from ideal_jax.data.sources import find_domains
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
@@ -62,6 +63,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
       UserError: whatever the user can mend, before any long work starts.
     """
     processes.initialise()
+    config_lib.check(config)
     mesh = sharding.make_mesh(
         replica=config.mesh.replica, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
     )
@@ -153,7 +155,6 @@ def _init(model: Decoder, seed: int) -> Any:
 
 
 def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
-    config_lib.check(config)
     ways = sharding.batch_ways(mesh)
     for section in ("base", "training"):
         size = config[section].batch_size
@@ -165,6 +166,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
             )
     if not config.training.steps and not config.training.epochs:
         raise UserError("training.steps and training.epochs are both 0: nothing to train")
+    decoder_config(config.model, 1)
     training.schedule(config.training, 1)
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):

@@ -52,7 +52,7 @@ def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]
     """(params, batch) -> nll_BxT of a decoder."""
 
     def nll(params: Any, batch: Batch) -> jax.Array:
-        h_BxTxD = model.apply(
+        h_BxTxD: Any = model.apply(
             {"params": params},
             batch["tokens"],
             batch["positions"],

@@ -139,7 +139,7 @@ def test_schedule_warms_up_and_decays():
     assert max(values) == pytest.approx(0.01)
     assert int(np.argmax(values)) in (9, 10)
     assert values[-1] == pytest.approx(0.001, rel=0.02)
-    with pytest.raises(UserError, match="training.schedule"):
+    with pytest.raises(UserError, match=r"training\.schedule"):
         training.schedule(ConfigDict({**OPTIONS.to_dict(), "schedule": "cubic"}), 10)
 
 

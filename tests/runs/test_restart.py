@@ -1,0 +1,85 @@
+"""Whatever kills a run, the same command continues it to the same bits."""
+
+import shutil
+import signal
+
+# Kills its own process in call number ``call`` of a function, before or after what it does.
+DIE = """
+import json, os, signal, sys
+from ideal_jax import runs
+from ideal_jax.cli import main
+from ideal_jax.data import store
+from ideal_jax.runs import influence_run
+from ideal_jax.training import checkpoints, loop
+
+ideal_run = sys.modules["ideal_jax.runs.ideal_run"]  # the package has a function of that name
+
+def die(owner, name, call, after=False):
+    real, calls = getattr(owner, name), []
+    def wrapped(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **options)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapped)
+
+def die_writing(status):
+    real = json.dump
+    def half(value, file, **options):
+        if value.get("status") == status:
+            file.write('{"rounds": [')
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(value, file, **options)
+    json.dump = half
+
+"""
+
+# In the order of a run: each start gets as far as its own.
+POINTS = {
+    "between two token stores": "die(store.TokenStore, 'write', 3)",
+    "in a step of the base, between checkpoints": "die(loop, '_report', 5)",
+    "in the asynchronous save of a checkpoint": (
+        "die(checkpoints.ocp.CheckpointManager, 'save', 3, after=True)"
+    ),
+    "between training and evaluation": "die(ideal_run, 'evaluate_round', 1)",
+    "in the influence": "die(influence_run._PhaseClock, 'tick', 2)",
+    "results.json half-written": "die_writing('finished')",
+}
+
+
+def test_killed_anywhere(runs, whole, tmp_path):
+    workdir = tmp_path / "w"
+    for point, statement in POINTS.items():
+        child = runs.start(workdir, program=DIE + statement)
+        _, error = child.communicate()
+        assert child.returncode == -signal.SIGKILL, f"{point}: {child.returncode} {error}"
+    assert runs.here(workdir) == 0
+    assert runs.differences(runs.outcome(whole), runs.outcome(workdir)) == []
+    assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
+
+
+def test_results_hold_no_speed_and_finite_numbers(whole):
+    text = (whole / "results.json").read_text()
+    assert "per_second" not in text
+    assert "NaN" not in text
+
+
+def test_more_rounds_continue_to_what_a_straight_run_gives(runs, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "raised")
+    for name in ("raised", "straight"):
+        assert runs.here(tmp_path / name, "--config.mixture.rounds=2") == 0
+    straight = runs.outcome(tmp_path / "straight")
+    assert runs.differences(straight, runs.outcome(tmp_path / "raised")) == []
+    rounds = straight["results.json"][0]["rounds"]
+    assert [record["round"] for record in rounds] == [0, 1, 2]
+    assert len({record["params_sha256"] for record in rounds}) == 3
+
+
+def test_a_given_base_gives_the_same_run(runs, whole, tmp_path):
+    assert runs.here(tmp_path / "w", f"--config.model.init={whole / 'base'}") == 0
+    expected, found = runs.outcome(whole), runs.outcome(tmp_path / "w")
+    assert expected["results.json"][0]["rounds"] == found["results.json"][0]["rounds"]
