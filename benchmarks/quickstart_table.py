@@ -75,7 +75,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     from ideal_jax.mixture import update
     from ideal_jax.mixture.update import largest_remainder
     from ideal_jax.runs.evaluate_run import evaluate_round
-    from ideal_jax.runs.ideal_run import initial_state, next_state, plan_of
+    from ideal_jax.runs.ideal_run import next_state, plan_of
     from ideal_jax.runs.influence_run import influence_of_json, influence_round
     from ideal_jax.runs.session import open_session
     from ideal_jax.runs.train_run import train_round
@@ -88,7 +88,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         key, _, value = item.partition("=")
         config.update_from_flattened_dict({key: type(config.get_oneway_ref(key).get())(value)})
     session = open_session(config, folder_of(seed, arguments), "quickstart_table")
-    start = initial_state(session)
+    start = session.given
     total, n = int(start.counts.sum()), len(start.names)
     wanted = set(arguments.only.split(",")) - {""}
 

@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     i.damping = 0.1  # [result] lambda, see damping_mode
     i.damping_mode = "relative"  # [result] "relative" to the mean curvature, or "absolute"
     i.fraction = 0.5  # [result] sigma: share of each domain's examples that is scored
+    i.reference_examples = 1024  # [result] of each reference half, at most this many are used
     i.curvature_examples = 256  # [result] examples that make up the curvature
     i.iterations = 30  # [result] conjugate gradients: at most this many
     i.tolerance = 0.01  # [result] conjugate gradients: relative residual to stop at

@@ -22,10 +22,10 @@ _SHOWN = 2  # generations per domain kept for the report
 
 
 def reference_halves(session: Session, domain: int) -> tuple[np.ndarray, np.ndarray]:
-    """(items for ∇Q, items for choosing the best round): a seeded split of one reference set."""
+    """(items for ∇Q, items for choosing the best round): one reference set split at random."""
     size = len(session.data.reference[session.names[domain]])
     order = permutation(size, session.config.seed, domain, 0, _REFERENCE_SALT)
-    return np.sort(order[: size // 2]), np.sort(order[size // 2 :])
+    return order[: size // 2], order[size // 2 :]
 
 
 def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:

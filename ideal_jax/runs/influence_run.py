@@ -52,7 +52,7 @@ def influence_round(
     domains = _domain_samples(session, state, plan)
     references = {}
     for j, domain in enumerate(session.names):
-        items = reference_halves(session, j)[0]
+        items = reference_halves(session, j)[0][: options.reference_examples]
         references[domain] = Sample(Placed(session, "reference", j, items), len(items))
     curvature = list(_curvature(session, state, plan))
     clock = _PhaseClock()

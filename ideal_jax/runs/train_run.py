@@ -44,20 +44,28 @@ def base_params(session: Session) -> Any:
         return random_params(model, mesh, config.seed)
     folder = session.workdir.path / "base"
     if processes.agree((folder / "base.json").exists()):
-        return load_params(folder, abstract, shape)
+        params = load_params(folder, abstract, shape)
+    else:
+        params = _train_base(session, folder)
+    # Not behind the training: a kill between its record and this would leave them for good.
+    if processes.is_writer():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return params
+
+
+def _train_base(session: Session, folder: pathlib.Path) -> Any:
+    config = session.config
     stores = _base_stores(session)
     sizes = tuple(len(store) for store in stores)
     options = ConfigDict({**config.training.to_dict(), **config.base.to_dict(), "micro_batches": 1})
     plan = MixturePlan(sizes, sizes, config.seed)
-    start = random_params(model, mesh, config.seed)
+    start = random_params(session.model, session.mesh, config.seed)
     everything = bool(config.data.root)
     trained = _train(session, options, plan, stores, start, folder, "base", everything)
-    save_params(folder, trained.params, shape)
+    save_params(folder, trained.params, model_shape(session.model))
     processes.barrier("base params")
     write_json(folder / "base.json", trained.record)
     processes.barrier("base record")
-    if processes.is_writer():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return trained.params
 
 

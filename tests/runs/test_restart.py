@@ -9,7 +9,7 @@ import json, os, signal, sys
 from ideal_jax import runs
 from ideal_jax.cli import main
 from ideal_jax.data import store
-from ideal_jax.runs import influence_run
+from ideal_jax.runs import influence_run, train_run
 from ideal_jax.training import checkpoints, loop
 
 ideal_run = sys.modules["ideal_jax.runs.ideal_run"]  # the package has a function of that name
@@ -45,7 +45,9 @@ POINTS = {
     "in the asynchronous save of a checkpoint": (
         "die(checkpoints.ocp.CheckpointManager, 'save', 3, after=True)"
     ),
-    "between training and evaluation": "die(ideal_run, 'evaluate_round', 1)",
+    "the base recorded, its checkpoints still there": (
+        "die(train_run, 'write_json', 2, after=True)"
+    ),
     "in the influence": "die(influence_run._PhaseClock, 'tick', 2)",
     "results.json half-written": "die_writing('finished')",
 }
@@ -56,10 +58,27 @@ def test_killed_anywhere(runs, whole, tmp_path):
     for point, statement in POINTS.items():
         child = runs.start(workdir, program=DIE + statement)
         _, error = child.communicate()
-        assert child.returncode == -signal.SIGKILL, f"{point}: {child.returncode} {error}"
+        assert (child.returncode, error) == (-signal.SIGKILL, ""), point
     assert runs.here(workdir) == 0
     assert runs.differences(runs.outcome(whole), runs.outcome(workdir)) == []
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
+    assert not (workdir / "base" / "checkpoints").exists()
+
+
+def test_an_older_checkpoint_half_removed(runs, whole, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "rounds" / "01")
+    for name in ("results.json", "rounds/00/evaluation.json", "rounds/00/influence.json"):
+        (workdir / name).unlink()
+    checkpoints = workdir / "rounds" / "00" / "checkpoints"
+    shutil.copytree(checkpoints / "8", checkpoints / "6")
+    shutil.rmtree(checkpoints / "6" / "state" / "d")
+    (checkpoints / "3" / "state").mkdir(parents=True)
+    (checkpoints / "7.orbax-checkpoint-tmp").mkdir()
+    assert runs.here(workdir) == 0
+    assert runs.differences(runs.outcome(whole), runs.outcome(workdir)) == []
+    assert not (checkpoints / "7.orbax-checkpoint-tmp").exists()
 
 
 def test_results_hold_no_speed_and_finite_numbers(whole):
