@@ -16,4 +16,6 @@ def get_config() -> ConfigDict:
     c = load(pathlib.Path(__file__).with_name("base.py"))
     c.mixture.keep_total = True
     c.mixture.step = 0.5
+    c.influence.iterations = 15
+    c.influence.batch_size = 64
     return c

@@ -67,7 +67,7 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         "unit": unit,
         "certain": clear,
         "entries": len(references) * len(domains),
-        "example": _example(data, unit),
+        "example": _example(data),
         "facts": _facts(data),
         "errors": _errors(data),
         "layers": [str(layer) for layer in data["layers"] or []],
@@ -92,7 +92,7 @@ def _kind(value: float, stderr: float) -> str:
     return "better" if value < 0 else "worse"
 
 
-def _example(data: dict[str, Any], unit: str) -> dict[str, str] | None:
+def _example(data: dict[str, Any]) -> dict[str, str] | None:
     """The strongest clear entry, to be told as a sentence."""
     found = [
         (abs(value), i, j)
@@ -102,12 +102,11 @@ def _example(data: dict[str, Any], unit: str) -> dict[str, str] | None:
     ]
     if not found:
         return None
-    size, i, j = max(found, key=lambda entry: entry[0])
+    _, i, j = max(found, key=lambda entry: entry[0])
     return {
         "domain": data["domains"][j],
         "reference": data["references"][i],
         "verb": "lower" if data["matrix"][i][j] < 0 else "raise",
-        "amount": f"{formats.significant(0.1 * size, 2)} {unit}",
     }
 
 
