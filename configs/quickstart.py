@@ -17,5 +17,4 @@ def get_config() -> ConfigDict:
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.iterations = 15
-    c.influence.batch_size = 64
     return c
