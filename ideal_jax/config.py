@@ -44,7 +44,10 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
         training.checkpoint_every training.log_every loss.block mixture.max_repetition
         influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
     ),
-    "must be at least 2, or there is no error bar": (lambda x: x >= 2, "eval.examples"),
+    "must be at least 2, or there is no error bar": (
+        lambda x: x >= 2,
+        "influence.reference_examples eval.examples",
+    ),
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds

@@ -120,8 +120,8 @@ def batch_ways(mesh: Mesh) -> int:
 def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
     """The half-open range of a batch's rows that this process must supply."""
     index = NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((rows,))
-    starts, stops = zip(*(piece[0].indices(rows)[:2] for piece in index.values()), strict=True)
-    return min(starts), max(stops)
+    pieces = [piece[0].indices(rows) for piece in index.values() if piece is not None]
+    return min(start for start, _, _ in pieces), max(stop for _, stop, _ in pieces)
 
 
 def place(mesh: Mesh, batch: Mapping[str, np.ndarray], rows: int | None = None) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray], rows: int | None = None) 
         total = local.shape[0] if rows is None else rows
         low = 0 if rows is None else local_rows(mesh, total)[0]
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
             return local[start - low : stop - low]
 
@@ -153,8 +153,8 @@ def fetch(tree: Any) -> Any:
 
     def get(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            mesh = x.sharding.mesh
-            x = jax.jit(lambda a: a, out_shardings=replicated(mesh))(x)
+            everywhere = replicated(x.sharding.mesh)  # type: ignore[attr-defined]
+            x = jax.jit(lambda a: a, out_shardings=everywhere)(x)
         return np.asarray(x)
 
     return jax.tree.map(get, tree)

@@ -175,14 +175,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Embedding, L stacked blocks, final norm, output matrix."""
         c = self.cfg
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed")
-            ),
-            (c.padded_vocab, c.d_model),
-            jnp.dtype(c.param_dtype),
-        )
+        init, shape = nn.initializers.normal(c.d_model**-0.5), (c.padded_vocab, c.d_model)
+        self.embedding = _parameter(self, "embedding", init, shape, ("vocab", "embed"), c)
         self.layers = nn.scan(
             nn.remat(Block, prevent_cse=False) if c.remat else Block,
             variable_axes={"params": 0, "taps": 0, "perturbations": 0},
@@ -234,6 +228,7 @@ class Decoder(nn.Module):
         """
         slots = jnp.arange(cache["k"].shape[2])
         mask_BxTxC = slots[None, None, :] <= positions_BxT[:, :, None]
+        new: Any
         x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, positions_BxT, mask_BxTxC)
         return self._logits(self.final_norm(x_BxTxD)), new
 

@@ -71,6 +71,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     folder = WorkDir(workdir, config)
     reporter = Reporter(config.logging.progress)
     data = _prepare(config, folder, reporter)
+    _check_sizes(data)
     weights = capability_weights(config, len(data.names))
     given = _given_mixture(config, data)
     model = Decoder(decoder_config(config.model, len(data.tokenizer)))
@@ -175,6 +176,17 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     influence_options(config)
     if config.model.init != "random":
         check_params(pathlib.Path(config.model.init), {})
+
+
+def _check_sizes(data: Dataset) -> None:
+    """Every mean that a round reports needs two examples to have an error bar."""
+    for name in data.names:
+        for split, least in (("reference", 4), ("test", 2)):  # the reference set is halved
+            found = len(getattr(data, split)[name])
+            if found < least:
+                raise UserError(
+                    f"domain {name} has {found} {split} examples; at least {least} are needed"
+                )
 
 
 def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:

@@ -102,3 +102,11 @@ def test_a_given_base_gives_the_same_run(runs, whole, tmp_path):
     assert runs.here(tmp_path / "w", f"--config.model.init={whole / 'base'}") == 0
     expected, found = runs.outcome(whole), runs.outcome(tmp_path / "w")
     assert expected["results.json"][0]["rounds"] == found["results.json"][0]["rounds"]
+
+
+def test_a_run_that_diverges_says_so(runs, tmp_path, capsys):
+    assert runs.here(tmp_path / "w", "--config.base.learning_rate=1e30") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ideal-jax: the loss is ")
+    assert "lower the learning rate" in error
+    assert error.count("\n") == 1
