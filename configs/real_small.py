@@ -3,7 +3,7 @@
     ideal-jax run --config=configs/real_small.py --config.data.root=FOLDER --workdir=runs/real_small
 
 FOLDER holds one sub-folder per domain with train.jsonl[.gz] and reference.jsonl[.gz]. The given
-mixture is a fifth of the five domains it was written for, in natural proportions; set
+mixture is a sixth of the five domains it was written for, in natural proportions; set
 --config.mixture.counts for others. M_0 is pre-trained on the domains' own training text.
 """
 
@@ -36,14 +36,14 @@ def get_config() -> ConfigDict:
     c.training.weight_decay = 0.01
     c.training.checkpoint_every = 32
     c.training.log_every = 4
-    c.mixture.counts = "1900,950,2200,3850,1540"
+    c.mixture.counts = "1680,840,1950,3410,1365"
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.estimator = "ekfac"
     c.influence.damping = 0.01
-    c.influence.fraction = 0.04
-    c.influence.curvature_examples = 128
-    c.influence.reference_examples = 64
+    c.influence.fraction = 0.03
+    c.influence.curvature_examples = 96
+    c.influence.reference_examples = 48
     c.influence.batch_size = 8
     c.eval.examples = 16
     c.eval.max_new_tokens = 32

@@ -11,7 +11,15 @@ from ideal_jax import sharding
 from ideal_jax.data import example_batches
 from ideal_jax.influence import Diagnostics, Sample, estimate
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, permutation, update
+from ideal_jax.mixture import (
+    InfluenceMatrix,
+    MixturePlan,
+    MixtureState,
+    is_settled,
+    permutation,
+    update,
+)
+from ideal_jax.mixture.update import Z95
 from ideal_jax.runs import cost
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.session import Session, influence_options
@@ -90,6 +98,7 @@ def influence_round(
         **record,
         "beta": following.beta.tolist(),
         "counts": following.counts.tolist(),
+        "decision": _decision(matrix),
         "layers": [layer.name for layer in problem.taps.layers] if problem.taps else [],
         "reduction": config.loss.reduction,
         "reference_shares": list(session.capability_weights),
