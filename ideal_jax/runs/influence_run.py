@@ -155,6 +155,21 @@ def influence_of_json(record: dict[str, Any]) -> InfluenceMatrix:
     )
 
 
+def _decision(matrix: InfluenceMatrix) -> dict[str, Any]:
+    stopped = is_settled(matrix)
+    known = [
+        name
+        for name, a, e in zip(matrix.domains, matrix.alpha, matrix.alpha_stderr, strict=True)
+        if abs(a) > Z95 * e
+    ]
+    reason = (
+        "No domain's α exceeds its 95 % error: nothing is known to be worth changing."
+        if stopped
+        else f"α exceeds its 95 % error for {', '.join(known)}."
+    )
+    return {"stopped": stopped, "reason": reason}
+
+
 def _domain_samples(session: Session, state: MixtureState, plan: MixturePlan) -> dict[str, Sample]:
     """σ of every domain's current multiset, with the exact total weight of the whole."""
     config, samples = session.config, {}
