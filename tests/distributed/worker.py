@@ -1,0 +1,103 @@
+"""One process of a run on some mesh; process 0 writes what it computed.
+
+    python worker.py WORKDIR OUT.npz MESH [PARAMS.npz] [KEY=VALUE …]      MESH = replica,fsdp,tensor
+
+Gradients at M_0, five steps, and the influence at PARAMS (by default at the end of the five steps).
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from ideal_jax import sharding, training
+from ideal_jax.config import load, override
+from ideal_jax.mixture import MixturePlan
+from ideal_jax.runs.influence_run import influence_round
+from ideal_jax.runs.session import open_session
+from ideal_jax.runs.train_run import base_params, train_round
+from ideal_jax.training.step import accumulate
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
+OVERRIDES = {
+    "base.steps": "0",
+    "training.steps": "5",
+    "training.checkpoint_every": "5",
+    "training.log_every": "1",
+    "influence.tolerance": "0.0",
+    "influence.iterations": "4",
+    "logging.progress": "false",
+}
+
+
+def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
+    files = [word for word in rest if word.endswith(".npz")]
+    changes = dict(word.split("=") for word in rest if "=" in word)
+    axes = dict(zip(("mesh.replica", "mesh.fsdp", "mesh.tensor"), mesh.split(","), strict=True))
+    config = load(CONFIG)
+    for key, value in {**OVERRIDES, **axes, **changes}.items():
+        override(config, key, value)
+    session = open_session(config, workdir, "worker")
+    state = session.given
+    plan = MixturePlan(
+        tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed
+    )
+    start = base_params(session)
+    found = {"devices": np.asarray(jax.device_count())}
+    found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, start))}
+    folder = session.workdir.round(0)
+    params, _ = train_round(session, plan, folder, "train")
+    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    found["shard"] = np.asarray(kernel.addressable_shards[0].data.shape)
+    found["whole"] = np.asarray(kernel.shape)
+    found |= {f"param{k}": leaf for k, leaf in enumerate(jax.tree.leaves(sharding.fetch(params)))}
+    if files:
+        leaves, treedef = jax.tree.flatten(params)
+        common = np.load(files[0])
+        stored = [common[f"param{k}"] for k in range(len(leaves))]
+        params = jax.tree.unflatten(
+            treedef,
+            [
+                jax.make_array_from_callback(x.shape, x.sharding, lambda i, a=a: a[i])
+                for a, x in zip(stored, leaves, strict=True)
+            ],
+        )
+    influence = influence_round(session, state, plan, params)
+    found["matrix"] = np.asarray(influence["matrix"])
+    found["counts"] = np.asarray(influence["counts"])
+    if jax.process_index() == 0:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        found["losses"] = np.asarray([json.loads(line)["loss"] for line in lines])
+        np.savez(out, **found)
+
+
+def gradients(session, plan, params):
+    """Leaves of the gradient of the first batch at ``params``."""
+    from ideal_jax.data import packed_rows, training_batches
+
+    config, data = session.config, session.config.data
+    stores = [session.data.train[name] for name in session.names]
+    size = config.training.batch_size
+    table = packed_rows(plan, stores, data.row_length, data.max_segments, data.window)
+    batches = training_batches(
+        table,
+        stores,
+        batch_size=size,
+        row_length=data.row_length,
+        max_segments=data.max_segments,
+        seed=config.seed,
+        reduction="token",
+        rows=sharding.local_rows(session.mesh, size),
+    )
+    loss = training.decoder_loss(session.model)
+    micro = config.training.micro_batches
+    with jax.set_mesh(session.mesh):
+        batch = sharding.place(session.mesh, batches[0], size)
+        grads = jax.jit(lambda p, b: accumulate(loss, p, b, micro)[1])(params, batch)
+    return jax.tree.leaves(sharding.fetch(grads))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
