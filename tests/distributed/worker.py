@@ -41,9 +41,7 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
         override(config, key, value)
     session = open_session(config, workdir, "worker")
     state = session.given
-    plan = MixturePlan(
-        tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed
-    )
+    plan = MixturePlan(tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed)
     start = base_params(session)
     found = {"devices": np.asarray(jax.device_count())}
     found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, start))}
