@@ -12,7 +12,7 @@ from ideal_jax.influence.problem import Batch, LossFn, Progress, Sample, Tree, s
 
 
 class MeanGradient(NamedTuple):
-    """Σ∇ℓ / Σw over a sample, with Σℓ / Σw (nats per unit of weight) and Σw."""
+    """Σ∇ℓ / Σw over a sample, with Σℓ / Σw (nats per unit of weight) and Σw; NaN where Σw = 0."""
 
     gradient: Tree
     loss: float
@@ -47,9 +47,9 @@ def mean_gradient(
         phase=phase,
         progress=progress,
     )
-    return MeanGradient(
-        jax.tree.map(lambda x: x / weight, gradient), float(loss) / float(weight), float(weight)
-    )
+    # Divided on the devices: a sample without weight gives NaN, which the caller can name.
+    mean = jax.tree.map(lambda x: x / weight, gradient)
+    return MeanGradient(mean, float(loss / weight), float(weight))
 
 
 def example_scores(
