@@ -11,10 +11,19 @@ import numpy as np
 from ideal_jax import trees
 from ideal_jax.errors import UserError
 from ideal_jax.influence import kfac
-from ideal_jax.influence.curvature import regulariser_product
+from ideal_jax.influence.curvature import regulariser_product, total_weight
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.passes import Placement, accumulate
-from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, leaf_name, silent
+from ideal_jax.influence.problem import (
+    Batch,
+    LossFn,
+    Problem,
+    Progress,
+    Tree,
+    leaf_indices,
+    leaf_name,
+    silent,
+)
 from ideal_jax.influence.solve import Solved
 
 
@@ -82,19 +91,58 @@ def fit_blocks(
         bases = {n: b._replace(eigenvalues=squares[n] / sums.weight) for n, b in bases.items()}
     diagonal: dict[str, jax.Array] = {}
     if options.uncovered == "diagonal":
-        squared = accumulate(
-            lambda b: kfac.diagonal_sums(problem, fisher, placement, params, key, b),
-            batches,
-            phase="diagonal",
-            progress=progress,
-        )
-        diagonal = {
-            leaf_name(path): leaf / sums.weight
-            for path, leaf in jax.tree_util.tree_leaves_with_path(squared)
-            if leaf_name(path) not in bases
-        }
+        rest = tuple(i for name, i in leaf_indices(params).items() if name not in bases)
+        diagonal = _fisher_diagonal(problem, params, batches, rest, key, fisher, progress)
     relative = options.damping_mode == "relative"
     return _damped(problem, relative, params, bases, diagonal, options.damping)
+
+
+def fit_diagonal(
+    problem: Problem | LossFn,
+    params: Tree,
+    batches: Sequence[Batch],
+    *,
+    key: jax.Array,
+    options: Options,
+    progress: Progress = silent,
+) -> Blocks:
+    """The diagonal of the Fisher matrix for every parameter: one pass over the batches."""
+    every = tuple(leaf_indices(params).values())
+    diagonal = _fisher_diagonal(problem, params, batches, every, key, options.fisher, progress)
+    relative = options.damping_mode == "relative"
+    return _damped(problem, relative, params, {}, diagonal, options.damping)
+
+
+def whole_diagonal(
+    problem: Problem | LossFn, params: Tree, diagonal: Tree, options: Options
+) -> Blocks:
+    """A given diagonal, one number for each parameter, as damped curvature."""
+    named = {leaf_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(diagonal)}
+    relative = options.damping_mode == "relative"
+    return _damped(problem, relative, params, {}, named, options.damping)
+
+
+def _fisher_diagonal(
+    problem: Problem | LossFn,
+    params: Tree,
+    batches: Sequence[Batch],
+    leaves: tuple[int, ...],
+    key: jax.Array,
+    fisher: str,
+    progress: Progress,
+) -> dict[str, jax.Array]:
+    """(1/W) Σ_x (∂g̃-loss(x))² for the leaves in these places, by name."""
+    if not leaves:
+        return {}
+    placement, weight = Placement.of(params), total_weight(problem, params, batches)
+    squares = accumulate(
+        lambda b: kfac.diagonal_sums(problem, fisher, placement, leaves, params, key, b),
+        batches,
+        phase="diagonal",
+        progress=progress,
+    )
+    names = {index: name for name, index in leaf_indices(params).items()}
+    return {names[i]: square / weight for i, square in zip(leaves, squares, strict=True)}
 
 
 @jax.jit
@@ -103,7 +151,7 @@ def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     return _spectral(blocks, stacked, jnp.multiply)
 
 
-def solve_blocks(blocks: Blocks, stacked: Tree) -> Solved:
+def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
     """(H + λI)⁻¹ g for every g on the leading axis; dropped leaves give zero.
 
     A scalar whose curvature and damping are both zero (no example touches it) gives zero too.
@@ -168,7 +216,7 @@ def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("problem", "relative"))
 def _damped(
-    problem: Problem,
+    problem: Problem | LossFn,
     relative: bool,
     params: Tree,
     bases: dict[str, kfac.Basis],

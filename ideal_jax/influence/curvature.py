@@ -1,12 +1,13 @@
-"""The Gauss-Newton matrix as an operator: products with trees, and its trace.
+"""Exact curvature as operators: products with trees, and the trace.
 
-H + λI = (1/W) Σ_x Jᵀ (∇²_out ℓ) J + ∇²ρ + λI over the curvature batches, with J the Jacobian of
-the model's outputs: a jvp through the model, a Hessian product in the outputs, a vjp back. Nothing
-of the size of a Jacobian exists, and all vectors of a product share one forward pass.
+The Gauss-Newton matrix (1/W) Σ_x Jᵀ (∇²_out ℓ) J, with J the Jacobian of the model's outputs, is a
+jvp through the model, a Hessian product in the outputs and a vjp back; the Hessian (1/W) Σ_x ∇²ℓ is
+the jvp of a gradient. Both add ∇²ρ + λI. Nothing of the size of a Jacobian exists, and all vectors
+of a product share one forward pass.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,15 @@ import jax.numpy as jnp
 
 from ideal_jax import trees
 from ideal_jax.influence.passes import Placement, accumulate, cast_like, wide
-from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, silent
+from ideal_jax.influence.problem import (
+    Batch,
+    LossFn,
+    Problem,
+    Progress,
+    Tree,
+    example_loss,
+    silent,
+)
 
 
 class GaussNewton(NamedTuple):
@@ -46,11 +55,37 @@ class GaussNewton(NamedTuple):
         )
 
 
-def total_weight(problem: Problem, params: Tree, batches: Sequence[Batch]) -> float:
+class Hessian(NamedTuple):
+    """The damped Hessian H + λI of a problem, or of a plain loss, over batches.
+
+    Attributes: as of ``GaussNewton``.
+    """
+
+    problem: Problem | LossFn
+    params: Tree
+    batches: Sequence[Batch]
+    weight: float
+    damping: float
+
+    def multiply(self, vectors: Tree) -> Tree:
+        """(H + λI) v for every v on the leading axis of ``vectors``."""
+        placement = Placement.of(self.params)
+        loss_fn = example_loss(self.problem)
+        total = accumulate(
+            lambda batch: _hessian_sum(loss_fn, placement, self.params, vectors, batch),
+            self.batches,
+            phase="curvature product",
+        )
+        return _finish(
+            self.problem, placement, self.params, vectors, total, self.weight, self.damping
+        )
+
+
+def total_weight(problem: Problem | LossFn, params: Tree, batches: Sequence[Batch]) -> float:
     """W = Σ w(x) over the batches."""
-    placement = Placement.of(params)
+    placement, loss_fn = Placement.of(params), example_loss(problem)
     return float(
-        accumulate(lambda b: _weight_sum(problem, placement, params, b), batches, phase="curvature")
+        accumulate(lambda b: _weight_sum(loss_fn, placement, params, b), batches, phase="curvature")
     )
 
 
@@ -79,12 +114,27 @@ def mean_eigenvalue(
     return float(jnp.mean(forms)) / weight / trees.size(params)
 
 
-def regulariser_product(problem: Problem, params: Tree, vector: Tree) -> Tree:
+def regulariser_of(problem: Problem | LossFn) -> Callable[[Tree], jax.Array] | None:
+    """ρ, if the problem has one; a plain loss has none."""
+    return problem.regulariser if isinstance(problem, Problem) else None
+
+
+def regulariser_product(problem: Problem | LossFn, params: Tree, vector: Tree) -> Tree:
     """∇²ρ(params) · vector."""
-    if problem.regulariser is None:
+    regulariser = regulariser_of(problem)
+    if regulariser is None:
         return trees.zeros_like(vector)
-    tangent = cast_like(vector, params)
-    return jax.jvp(jax.grad(problem.regulariser), (params,), (tangent,))[1]
+    return jax.jvp(jax.grad(regulariser), (params,), (cast_like(vector, params),))[1]
+
+
+def random_signs(params: Tree, key: jax.Array) -> Tree:
+    """A tree like ``params`` of independent ±1 (Rademacher)."""
+    leaves, treedef = jax.tree.flatten(params)
+    signs = [
+        jax.random.rademacher(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, signs)
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "placement"))
@@ -106,9 +156,21 @@ def _output_product(problem: Problem, out: Tree, batch: Batch, out_dot: Tree) ->
     return jax.jvp(gradient, (out,), (out_dot,))[1]
 
 
+@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+def _hessian_sum(
+    loss_fn: LossFn, placement: Placement, params: Tree, vectors: Tree, batch: Batch
+) -> Tree:
+    gradient = jax.grad(lambda p: jnp.sum(wide(loss_fn(p, batch)[0])))
+
+    def product(vector: Tree) -> Tree:
+        return jax.jvp(gradient, (params,), (cast_like(vector, params),))[1]
+
+    return placement.stacked().like(jax.tree.map(wide, jax.vmap(product)(vectors)))
+
+
 @functools.partial(jax.jit, static_argnames=("problem", "placement"), donate_argnames=("total",))
 def _finish(
-    problem: Problem,
+    problem: Problem | LossFn,
     placement: Placement,
     params: Tree,
     vectors: Tree,
@@ -126,20 +188,14 @@ def _finish(
 def _quadratic_sums(
     problem: Problem, placement: Placement, params: Tree, keys: jax.Array, batch: Batch
 ) -> jax.Array:
-    leaves, treedef = jax.tree.flatten(params)
-
     def form(key: jax.Array) -> jax.Array:
-        signs = [
-            jax.random.rademacher(k, leaf.shape, leaf.dtype)
-            for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-        ]
-        probe = placement.like(jax.tree.unflatten(treedef, signs))
+        probe = placement.like(random_signs(params, key))
         out, out_dot = jax.jvp(lambda p: problem.outputs(p, batch), (params,), (probe,))
         return trees.dot(out_dot, _output_product(problem, out, batch, out_dot))
 
     return placement.replicated(jax.lax.map(form, keys))
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "placement"))
-def _weight_sum(problem: Problem, placement: Placement, params: Tree, batch: Batch) -> jax.Array:
-    return placement.replicated(jnp.sum(wide(problem.example_loss(params, batch)[1])))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+def _weight_sum(loss_fn: LossFn, placement: Placement, params: Tree, batch: Batch) -> jax.Array:
+    return placement.replicated(jnp.sum(wide(loss_fn(params, batch)[1])))

@@ -1,94 +1,27 @@
-"""The curvature estimators behind one interface: ``fit`` to batches, then ``solve``.
+"""All curvature estimators by name.
 
-    fitted = ESTIMATORS["ekfac"].fit(problem, params, batches, key=key, options=options)
-    solutions, residuals, iterations = ESTIMATORS["ekfac"].solve(fitted.state, stacked_gradients)
+    estimator = ESTIMATORS["ekfac"]
+    fitted = estimator.fit(Setting(problem, params, batches, key, options))
+    solutions, residuals, iterations = estimator.solve(fitted.state, stacked_gradients)
 
 Right-hand sides and solutions are trees like the parameters with a leading axis r.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from ideal_jax.errors import UserError
-from ideal_jax.influence.blocks import (
-    Blocks,
-    fit_blocks,
-    precondition,
-    solve_blocks,
-    uncovered_part,
-)
-from ideal_jax.influence.curvature import GaussNewton, mean_eigenvalue, total_weight
-from ideal_jax.influence.options import Options
-from ideal_jax.influence.passes import Placement
-from ideal_jax.influence.problem import Batch, LossFn, Problem, Progress, Tree, require, silent
-from ideal_jax.influence.solve import Solved, conjugate_gradients
+from ideal_jax.influence import block_estimators, cg_estimators, official
+from ideal_jax.influence.blocks import solve_blocks, uncovered_part
+from ideal_jax.influence.interface import Estimator, Fitted, Setting
+from ideal_jax.influence.problem import Progress, Tree, silent
+from ideal_jax.influence.solve import Solved
 
 
-class Fitted(NamedTuple):
-    """Curvature fitted to batches.
-
-    Attributes:
-      state: what ``solve`` takes.
-      damping: absolute λ; of block estimators the mean over the parameters.
-      block_damping: λ of each block by parameter name, one per scanned layer.
-    """
-
-    state: Any
-    damping: float
-    block_damping: dict[str, tuple[float, ...]]
-
-
-class Fit(Protocol):
-    """How an estimator is fitted."""
-
-    def __call__(
-        self,
-        problem: Problem | LossFn,
-        params: Tree,
-        batches: Sequence[Batch],
-        *,
-        key: jax.Array,
-        options: Options,
-        progress: Progress = silent,
-    ) -> Fitted:
-        """The curvature at ``params`` over the batches; labels and probes come from ``key``."""
-
-
-class Solve(Protocol):
-    """How an estimator solves."""
-
-    def __call__(self, state: Any, stacked: Tree, *, progress: Progress = silent) -> Solved:
-        """(H + λI)⁻¹ g for every g on the leading axis of ``stacked``."""
-
-
-class Estimator(NamedTuple):
-    """One approximation of the curvature.
-
-    Attributes:
-      fit, solve: see the module.
-      uncovered: ``(state, stacked) -> stacked``: what lies outside the tapped layers, if that is
-        treated differently.
-    """
-
-    fit: Fit
-    solve: Solve
-    uncovered: Callable[[Any, Tree], Tree] | None = None
-
-
-def _fit_identity(
-    problem: Problem | LossFn,
-    params: Tree,
-    batches: Sequence[Batch],
-    *,
-    key: jax.Array,
-    options: Options,
-    progress: Progress = silent,
-) -> Fitted:
+def _fit_identity(setting: Setting) -> Fitted:
     """H = I, no damping: influence to first order."""
     return Fitted((), 0.0, {})
 
@@ -98,109 +31,19 @@ def _solve_identity(state: Any, stacked: Tree, *, progress: Progress = silent) -
     return Solved(stacked, np.zeros(count), np.zeros(count, np.int64))
 
 
-def _fit_kronecker(
-    problem: Problem | LossFn,
-    params: Tree,
-    batches: Sequence[Batch],
-    *,
-    key: jax.Array,
-    options: Options,
-    progress: Progress = silent,
-    refit: bool,
-) -> Fitted:
-    name = "ekfac" if refit else "kfac"
-    blocks = fit_blocks(
-        require(problem, name, *_kronecker_needs(options)),
-        params,
-        batches,
-        key=key,
-        options=options,
-        refit=refit,
-        progress=progress,
-    )
-    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
-
-
-def _solve_kronecker(state: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
-    return solve_blocks(state, stacked)
-
-
-class _ConjugateGradients(NamedTuple):
-    operator: GaussNewton
-    preconditioner: Blocks | None
-    options: Options
-
-
-def _fit_ggn_cg(
-    problem: Problem | LossFn,
-    params: Tree,
-    batches: Sequence[Batch],
-    *,
-    key: jax.Array,
-    options: Options,
-    progress: Progress = silent,
-) -> Fitted:
-    """The exact Gauss-Newton matrix; EK-FAC with the same λ preconditions it where taps exist."""
-    problem = require(problem, "ggn_cg")
-    if options.damping == 0 and problem.regulariser is None:
-        raise UserError(
-            "influence.damping=0: the Gauss-Newton matrix is singular without damping or a"
-            " regulariser; choose a positive damping"
-        )
-    label_key, probe_key = jax.random.split(key)
-    weight = total_weight(problem, params, batches)
-    damping = options.damping
-    if options.damping_mode == "relative":
-        mean = mean_eigenvalue(problem, params, batches, weight, key=probe_key, progress=progress)
-        damping = options.damping * mean
-    preconditioner = None
-    if problem.taps is not None:
-        preconditioner = fit_blocks(
-            require(problem, "ggn_cg", *_kronecker_needs(options)),
-            params,
-            batches,
-            key=label_key,
-            options=dataclasses.replace(
-                options, damping=damping, damping_mode="absolute", uncovered="diagonal"
-            ),
-            refit=True,
-            progress=progress,
-        )
-    operator = GaussNewton(problem, params, batches, weight, damping)
-    return Fitted(_ConjugateGradients(operator, preconditioner, options), damping, {})
-
-
-def _solve_ggn_cg(
-    state: _ConjugateGradients, stacked: Tree, *, progress: Progress = silent
-) -> Solved:
-    inverse = None
-    if state.preconditioner is not None:
-        inverse = functools.partial(
-            precondition, state.preconditioner, placement=Placement.of(stacked)
-        )
-    return conjugate_gradients(
-        state.operator.multiply,
-        stacked,
-        tolerance=state.options.tolerance,
-        iterations=state.options.iterations,
-        precondition=inverse,
-        progress=progress,
-    )
-
-
-def _kronecker_needs(options: Options) -> tuple[str, ...]:
-    return ("taps", "sample_labels") if options.fisher == "sampled" else ("taps",)
-
-
 ESTIMATORS: dict[str, Estimator] = {
     "identity": Estimator(_fit_identity, _solve_identity),
+    "adam": Estimator(block_estimators.fit_adam, solve_blocks),
+    "fisher_diag": Estimator(block_estimators.fit_fisher_diagonal, solve_blocks),
     "kfac": Estimator(
-        functools.partial(_fit_kronecker, refit=False), _solve_kronecker, uncovered_part
+        functools.partial(block_estimators.fit_kronecker, refit=False), solve_blocks, uncovered_part
     ),
     "ekfac": Estimator(
-        functools.partial(_fit_kronecker, refit=True), _solve_kronecker, uncovered_part
+        functools.partial(block_estimators.fit_kronecker, refit=True), solve_blocks, uncovered_part
     ),
-    "ggn_cg": Estimator(_fit_ggn_cg, _solve_ggn_cg),
+    "ggn_cg": Estimator(cg_estimators.fit_gauss_newton, cg_estimators.solve),
+    "hessian_cg": Estimator(cg_estimators.fit_hessian, cg_estimators.solve),
+    "official": Estimator(official.fit, official.solve, domain_mean=True),
 }
 
 

@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from ideal_jax.influence.passes import Placement, wide
-from ideal_jax.influence.problem import Batch, Problem, TapLayer, Tree, leaf_indices
+from ideal_jax.influence.problem import (
+    Batch,
+    LossFn,
+    Problem,
+    TapLayer,
+    Tree,
+    example_loss,
+    leaf_indices,
+)
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -107,36 +115,39 @@ def eigenvalue_sums(
     return sums
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "fisher", "placement"))
+@functools.partial(jax.jit, static_argnames=("problem", "fisher", "placement", "leaves"))
 def diagonal_sums(
-    problem: Problem,
+    problem: Problem | LossFn,
     fisher: str,
     placement: Placement,
+    leaves: tuple[int, ...],
     params: Tree,
     key: jax.Array,
     batch: Batch,
-) -> Tree:
-    """Σ_x (∂g̃-loss(x))² for every parameter that no tap covers; zeros (scalars) for the others.
+) -> list[jax.Array]:
+    """Σ_x (∂g̃-loss(x))² for the chosen ``leaves`` (by their place in tree order).
 
-    The squares are exact: one gradient per example, so B copies of the uncovered leaves exist.
+    The squares are exact: one gradient per example, so B copies of these leaves exist.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    covered = covered_leaves(problem)
-    rest = [i for name, i in leaf_indices(params).items() if name not in covered]
-    labelled = _labelled(problem, fisher, problem.outputs(params, batch), batch, key)
+    every, treedef = jax.tree.flatten(params)
+    loss_fn = example_loss(problem)
+    labelled = batch
+    if fisher == "sampled":
+        assert isinstance(problem, Problem)
+        labelled = _labelled(problem, fisher, problem.outputs(params, batch), batch, key)
 
     def loss(free: list[jax.Array], row: Batch) -> jax.Array:
-        merged = list(leaves)
-        for i, leaf in zip(rest, free, strict=True):
+        merged = list(every)
+        for i, leaf in zip(leaves, free, strict=True):
             merged[i] = leaf
         single = jax.tree.map(lambda x: x[None], row)
-        return jnp.sum(problem.example_loss(jax.tree.unflatten(treedef, merged), single)[0])
+        return jnp.sum(loss_fn(jax.tree.unflatten(treedef, merged), single)[0])
 
-    gradients = jax.vmap(jax.grad(loss), (None, 0))([leaves[i] for i in rest], labelled)
-    sums = [jnp.zeros((), wide(leaf).dtype) for leaf in leaves]
-    for i, gradient in zip(rest, gradients, strict=True):
-        sums[i] = placement.leaf(i, jnp.sum(jnp.square(wide(gradient)), axis=0))
-    return jax.tree.unflatten(treedef, sums)
+    gradients = jax.vmap(jax.grad(loss), (None, 0))([every[i] for i in leaves], labelled)
+    return [
+        placement.leaf(i, jnp.sum(jnp.square(wide(gradient)), axis=0))
+        for i, gradient in zip(leaves, gradients, strict=True)
+    ]
 
 
 def rotate_kernel(kernel_LxIxO: jax.Array, basis: Basis, *, back: bool = False) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.estimators import find_estimator
+from ideal_jax.influence.interface import Setting
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.problem import (
     Batch,
@@ -46,6 +47,7 @@ class Diagnostics(NamedTuple):
       alpha_uncovered: float64[n], the part of α that flows through parameters outside the tapped
         layers; None where the estimator treats all alike.
       block_damping: absolute λ of each block, by parameter.
+      smallest_eigenvalue: of the curvature before damping, where the estimator looks for it.
       iterations: int64[R], conjugate-gradient products for each reference.
       domain_residual: float64[n], residuals of the solves behind ``stderr_reference``.
     """
@@ -55,6 +57,7 @@ class Diagnostics(NamedTuple):
     adjoint: np.ndarray
     alpha_uncovered: np.ndarray | None
     block_damping: dict[str, tuple[float, ...]]
+    smallest_eigenvalue: float | None
     iterations: np.ndarray
     domain_residual: np.ndarray
 
@@ -78,6 +81,7 @@ def influence_matrix(
     tolerance: float = 1e-3,
     iterations: int = 100,
     tangents: int | None = None,
+    second_moment: Tree | None = None,
     progress: Progress = silent,
 ) -> InfluenceMatrix:
     """Domain influence A_ij = ∂Q_i/∂β_j at ``params``.
@@ -97,6 +101,7 @@ def influence_matrix(
         weights=weights,
         key=key,
         tangents=tangents,
+        second_moment=second_moment,
         progress=progress,
     )[0]
 
@@ -114,12 +119,15 @@ def estimate(
     weights: Mapping[str, float] | None = None,
     key: jax.Array | None = None,
     tangents: int | None = None,
+    second_moment: Tree | None = None,
     progress: Progress = silent,
 ) -> tuple[InfluenceMatrix, Diagnostics]:
     """Domain influence with what is known about how it was computed.
 
     Args:
-      problem: a ``Problem``, or for "identity" a plain ``(params, batch) -> (ℓ_B, w_B)``.
+      problem: a ``Problem``; a plain ``(params, batch) -> (ℓ_B, w_B)`` is enough for "identity",
+        "adam", and with an absolute damping for "hessian_cg", with empirical labels for
+        "fisher_diag".
       params: where the influence is taken; results of their size keep their shardings.
       domains: training examples of each domain.
       references: held-out examples of each capability.
@@ -131,6 +139,7 @@ def estimate(
       key: for sampled labels and probes; None: a fixed one.
       tangents: right-hand sides solved and scored at a time; None: all. Conjugate gradients hold
         five parameter trees for each, beside n domain gradients.
+      second_moment: v̂ of the optimizer, for "adam".
       progress: called with (phase, done, total): 0 first, and total when its results are there.
 
     Raises:
@@ -141,12 +150,15 @@ def estimate(
     _check("reference", references)
     v = _reference_weights(references, weights)
     key = jax.random.key(0) if key is None else key
-    fitted = chosen.fit(problem, params, curvature, key=key, options=options, progress=progress)
+    fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     chunk = tangents or max(len(references), len(domains))
     solver = Solver(example_loss(problem), params, chosen, fitted.state, chunk, progress)
 
     forward = training_side(solver, references, domains, v)
     samples, scored = list(domains.values()), list(forward.scores.values())
+    weights_n = domain_weights(samples, scored)
+    if chosen.domain_mean:
+        samples, centred = [sample._replace(weight=1.0) for sample in samples], False
     with_alpha = [x._replace(scores=np.vstack([x.scores, v @ x.scores])) for x in scored]
     training = from_training(samples, with_alpha, centred=centred)
     uncentred = from_training(samples, with_alpha, centred=False).matrix[-1]
@@ -154,9 +166,9 @@ def estimate(
     if forward.outside is not None:
         outside = from_training(samples, list(forward.outside.values()), centred=centred).matrix[0]
 
-    weights_n = domain_weights(samples, scored)
-    shares = weights_n / weights_n.sum()
-    backward = reference_side(solver, references, domains, mixing(shares, centred=centred))
+    counted = domain_weights(samples, scored)
+    mixed = mixing(counted / counted.sum(), centred=centred)
+    backward = reference_side(solver, references, domains, mixed)
     rows = [from_reference(references[name], x) for name, x in backward.scores.items()]
     variance_reference = np.stack([row.variance for row in rows])
 
@@ -170,7 +182,7 @@ def estimate(
         stderr_train=np.sqrt(training.variance[:-1]),
         stderr_reference=np.sqrt(variance_reference),
         common_mode=_common_mode(uncentred),
-        shares=shares,
+        shares=weights_n / weights_n.sum(),
         examples_used=sum(sample.drawn for sample in samples),
         estimator=estimator,
         damping=fitted.damping,
@@ -185,6 +197,7 @@ def estimate(
         adjoint=np.stack([row.matrix for row in rows]),
         alpha_uncovered=outside,
         block_damping=fitted.block_damping,
+        smallest_eigenvalue=fitted.smallest_eigenvalue,
         iterations=forward.iterations,
         domain_residual=backward.residuals,
     )

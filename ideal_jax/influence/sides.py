@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ideal_jax.errors import UserError
-from ideal_jax.influence.estimators import Estimator
+from ideal_jax.influence.interface import Estimator
 from ideal_jax.influence.passes import Placement, combine, stack
 from ideal_jax.influence.problem import LossFn, Progress, Sample, Tree
 from ideal_jax.influence.scores import MeanGradient, Scores, example_scores, mean_gradient

@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients for many right-hand sides at once."""
+"""Preconditioned conjugate gradients for many sides at once, and the smallest eigenvalue."""
 
 import functools
 from collections.abc import Callable
@@ -72,6 +72,44 @@ def conjugate_gradients(
     left = jax.device_get(_residuals(multiply(solution), rhs, norms))
     progress("solve", iterations, iterations)
     return Solved(solution, np.asarray(left, np.float64), used)
+
+
+def smallest_ritz_value(
+    multiply: Callable[[Tree], Tree],
+    start: Tree,
+    iterations: int,
+    *,
+    progress: Progress = silent,
+) -> float:
+    """The smallest Ritz value of a symmetric operator after Lanczos iteration from ``start``.
+
+    It approaches the smallest eigenvalue from above. No basis is kept: lost orthogonality brings
+    copies of extreme Ritz values, not wrong ones. Memory: four trees like ``start``.
+
+    Args:
+      multiply: as for ``conjugate_gradients``; gets stacks of one tree.
+      start: one tree, not stacked, not zero.
+      iterations: the most products.
+    """
+    vector = jax.tree.map(lambda x: x[None], start)
+    vector = trees.scale(vector, 1 / _norms(vector)[0])
+    previous, beta = trees.zeros_like(vector), 0.0
+    diagonal: list[float] = []
+    off: list[float] = []
+    progress("smallest eigenvalue", 0, iterations)
+    for done in range(1, iterations + 1):
+        product = multiply(vector)
+        diagonal.append(float(_dots(vector, product)[0]))
+        product = trees.add(trees.add(product, vector, -diagonal[-1]), previous, -beta)
+        beta = float(_norms(product)[0])
+        if done == iterations or beta <= 1e-6 * max(map(abs, diagonal)):
+            break  # or: the space that ``start`` spans is exhausted
+        off.append(beta)
+        previous, vector = vector, trees.scale(product, 1 / beta)
+        progress("smallest eigenvalue", done, iterations)
+    progress("smallest eigenvalue", iterations, iterations)
+    tridiagonal = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+    return float(np.linalg.eigvalsh(tridiagonal)[0])
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -319,4 +319,5 @@ def test_mistakes_are_refused_by_name(tiny, change, message):
 
 
 def test_registry_names():
-    assert list(ESTIMATORS) == ["identity", "kfac", "ekfac", "ggn_cg"]
+    names = "identity adam fisher_diag kfac ekfac ggn_cg hessian_cg official"
+    assert list(ESTIMATORS) == names.split()

@@ -1,0 +1,58 @@
+"""Estimators whose curvature is block-diagonal or diagonal: solved in closed form."""
+
+import jax
+import jax.numpy as jnp
+
+from ideal_jax.errors import UserError
+from ideal_jax.influence.blocks import fit_blocks, fit_diagonal, whole_diagonal
+from ideal_jax.influence.interface import Fitted, Setting
+from ideal_jax.influence.options import Options
+from ideal_jax.influence.problem import require
+
+
+def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
+    """K-FAC, or EK-FAC when ``refit``."""
+    name = "ekfac" if refit else "kfac"
+    blocks = fit_blocks(
+        require(setting.problem, name, *kronecker_needs(setting.options)),
+        setting.params,
+        setting.batches,
+        key=setting.key,
+        options=setting.options,
+        refit=refit,
+        progress=setting.progress,
+    )
+    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+
+
+def fit_fisher_diagonal(setting: Setting) -> Fitted:
+    """The diagonal of the Fisher matrix for every parameter."""
+    problem = setting.problem
+    if setting.options.fisher == "sampled":
+        problem = require(problem, "fisher_diag", "sample_labels")
+    blocks = fit_diagonal(
+        problem,
+        setting.params,
+        setting.batches,
+        key=setting.key,
+        options=setting.options,
+        progress=setting.progress,
+    )
+    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+
+
+def fit_adam(setting: Setting) -> Fitted:
+    """√v̂ of the optimizer: the metric in which Adam descends; costs nothing after training."""
+    if setting.second_moment is None:
+        raise UserError(
+            "influence estimator 'adam' needs second_moment, v̂ of the optimizer that trained the"
+            " model; give it or choose 'fisher_diag'"
+        )
+    roots = jax.tree.map(jnp.sqrt, setting.second_moment)
+    blocks = whole_diagonal(setting.problem, setting.params, roots, setting.options)
+    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+
+
+def kronecker_needs(options: Options) -> tuple[str, ...]:
+    """What Kronecker factors need of a problem."""
+    return ("taps", "sample_labels") if options.fisher == "sampled" else ("taps",)

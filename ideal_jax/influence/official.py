@@ -1,0 +1,90 @@
+"""The arithmetic of the IDEAL authors' released code, for comparison only.
+
+Written from a description of it (their repository has no licence). For each tapped kernel, with A
+and G the second moments of inputs and of output gradients (true labels), Q_A and Q_G their
+eigenvectors in columns, and ḡ a mean gradient, it computes
+
+    α_j = −⟨Q_A ∇Q Q_Gᵀ, λ ⊙ (Q_A ḡ_j Q_Gᵀ)⟩,     λ = mean over batches of (Q_A ḡ_batch Q_Gᵀ)²
+
+which differs from EK-FAC in five ways: it divides by 1/λ and so multiplies by the curvature; it
+rotates by the transposed eigenvectors; λ comes from gradients of whole batches, not of examples;
+there is no damping; and ḡ_j is the mean over a domain, so that the domain's size is lost.
+It also never adds up what several devices saw: to see what that does, score and fit on a share of
+the data.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ideal_jax.influence import kfac
+from ideal_jax.influence.interface import Fitted, Setting
+from ideal_jax.influence.passes import accumulate
+from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, leaf_name, require, silent
+from ideal_jax.influence.solve import Solved
+
+
+def fit(setting: Setting) -> Fitted:
+    """Eigenvectors of the factors, and λ in the basis that their transposes give."""
+    problem = require(setting.problem, "official", "taps")
+    sums = accumulate(
+        lambda b: kfac.factor_sums(
+            problem, "empirical", setting.options.max_factor, setting.params, setting.key, b
+        ),
+        setting.batches,
+        phase="factors",
+        progress=setting.progress,
+    )
+    bases = kfac.eigenbasis(sums)
+    squares = accumulate(
+        lambda b: _batch_squares(problem, bases, setting.params, b),
+        setting.batches,
+        phase="eigenvalues",
+        progress=setting.progress,
+    )
+    count = len(setting.batches)
+    return Fitted(
+        {name: b._replace(eigenvalues=squares[name] / count) for name, b in bases.items()}, 0.0, {}
+    )
+
+
+def solve(state: dict[str, kfac.Basis], stacked: Tree, *, progress: Progress = silent) -> Solved:
+    """Not a solve: Q_Aᵀ (λ ⊙ (Q_A g Q_Gᵀ)) Q_G for every g; zero outside the tapped kernels."""
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    # No residual: it is not the solution of a system.
+    return Solved(_multiply(state, stacked), np.zeros(count), np.zeros(count, np.int64))
+
+
+@jax.jit
+def _multiply(state: dict[str, kfac.Basis], stacked: Tree) -> Tree:
+    def leaf(path: tuple, x: jax.Array) -> jax.Array:
+        basis = state.get(leaf_name(path))
+        if basis is None:
+            return jnp.zeros_like(x)
+
+        def one(v: jax.Array) -> jax.Array:
+            rotated = kfac.rotate_kernel(v.reshape(basis.eigenvalues.shape), basis, back=True)
+            return kfac.rotate_kernel(rotated * basis.eigenvalues, basis).reshape(v.shape)
+
+        return jax.vmap(one)(x).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, stacked)
+
+
+@functools.partial(jax.jit, static_argnames="problem")
+def _batch_squares(
+    problem: Problem, bases: dict[str, kfac.Basis], params: Tree, batch: Batch
+) -> dict[str, jax.Array]:
+    def mean(p: Tree) -> jax.Array:
+        l_B, w_B = problem.example_loss(p, batch)
+        return jnp.sum(l_B) / jnp.sum(w_B)
+
+    squares = {}
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(mean)(params)):
+        basis = bases.get(leaf_name(path))
+        if basis is not None:
+            kernel = gradient.reshape(basis.eigenvalues.shape)
+            squares[leaf_name(path)] = jnp.square(kfac.rotate_kernel(kernel, basis, back=True))
+    return squares
