@@ -102,16 +102,16 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         if steps is not None:
             variant.config.training.steps = steps
         plan = plan_of(variant, state)
-        params, trained = train_round(variant, plan, folder, name)
+        trained = train_round(variant, plan, folder, name)
         if not record.exists():
-            evaluation = evaluate_round(variant, params, name)
+            evaluation = evaluate_round(variant, trained.params, name)
             summary = {
                 "counts": state.counts.tolist(),
-                "steps": trained["steps"],
+                "steps": trained.record["steps"],
                 "accuracy": evaluation["overall"],
                 "loss": evaluation["test_loss_mean"],
                 "selection_loss": evaluation["selection_loss"],
-                "seconds": trained["seconds"],
+                "seconds": trained.record["seconds"],
             }
             record.write_text(json.dumps(summary))
             print(f"seed {seed} {name}: {summary}", flush=True)
@@ -120,7 +120,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         file = folder / f"influence_{influence}.json"
         if not file.exists():
             variant.config.influence.centred = influence == "centred"
-            file.write_text(json.dumps(influence_round(variant, state, plan, params)))
+            file.write_text(json.dumps(influence_round(variant, state, plan, trained)))
         return influence_of_json(json.loads(file.read_text()))
 
     def with_counts(counts: np.ndarray) -> Any:

@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     x.max_repetition = 8.0  # [result] no domain is repeated more often than this
 
     c.influence = i = ConfigDict()
-    i.estimator = "ggn_cg"  # [result] identity, kfac, ekfac or ggn_cg
+    i.estimator = "ggn_cg"  # [result] see the README: identity … ggn_cg, hessian_cg, metagradient
     i.damping = 0.1  # [result] lambda, see damping_mode
     i.damping_mode = "relative"  # [result] "relative" to the mean curvature, or "absolute"
     i.fraction = 0.5  # [result] sigma: share of each domain's examples that is scored
@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     i.max_factor = 8192  # [result] a layer wider than this is left to the diagonal
     i.tangents = 0  # [runtime] right-hand sides solved and scored at one time; 0: all
     i.weights = ""  # [result] v: weight of each capability, in order; empty: equal
+    i.replay = "forward"  # [result] metagradient: "forward" (all errors) or "reverse" (less memory)
     i.final = False  # [result] also compute the influence after the last round
     i.batch_size = 32  # [runtime] examples per curvature and score batch
 

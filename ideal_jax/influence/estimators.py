@@ -47,14 +47,33 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def find_estimator(name: str) -> Estimator:
-    """The estimator of that name.
+# Not an inverse of a curvature: needs the whole run (``influence.metagradient``).
+METAGRADIENT = "metagradient"
+
+
+def check_name(name: str) -> None:
+    """Whether there is an estimator of that name.
 
     Raises:
       UserError: there is none.
     """
-    if name not in ESTIMATORS:
+    known = (*ESTIMATORS, METAGRADIENT)
+    if name not in known:
         raise UserError(
-            f"influence.estimator={name!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
+            f"influence.estimator={name!r} is unknown; choose one of {', '.join(known)}"
+        )
+
+
+def find_estimator(name: str) -> Estimator:
+    """The curvature estimator of that name.
+
+    Raises:
+      UserError: there is none, or it needs more than a curvature.
+    """
+    check_name(name)
+    if name == METAGRADIENT:
+        raise UserError(
+            "influence estimator 'metagradient' needs the run, not a checkpoint: use"
+            " influence.metagradient with (init_state, train_step, batches)"
         )
     return ESTIMATORS[name]

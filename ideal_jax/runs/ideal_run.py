@@ -75,34 +75,35 @@ def run_round(
     has_influence = processes.agree(influence_file.exists())
     processes.barrier(f"round {state.round}")
     if has_evaluation and (has_influence or not wants_influence):
-        trained = read_json(folder / "train.json")
+        record = read_json(folder / "train.json")
     else:
-        params, trained = train_round(session, plan, folder, f"round {state.round}: train")
+        trained = train_round(session, plan, folder, f"round {state.round}: train")
+        record = trained.record
     if has_evaluation:
         evaluation = read_json(evaluation_file)
     else:
-        evaluation = evaluate_round(session, params, f"round {state.round}: evaluate")
+        evaluation = evaluate_round(session, trained.params, f"round {state.round}: evaluate")
         write_json(evaluation_file, evaluation)
     influence, following, stopped = None, state, False
     if wants_influence:
         if has_influence:
             influence = read_json(influence_file)
         else:
-            influence = influence_round(session, state, plan, params)
+            influence = influence_round(session, state, plan, trained)
             write_json(influence_file, influence)
         matrix = influence_of_json(influence)
         stopped = not last and is_settled(matrix)
         if not stopped:
             following = next_state(session, state, matrix)
-    record = {
+    outcome = {
         "round": state.round,
         "state": state,
-        "train": trained,
+        "train": record,
         "evaluation": evaluation,
         "influence": influence,
         "stopped": stopped,
     }
-    return record, following
+    return outcome, following
 
 
 def next_state(session: Session, state: MixtureState, influence: Any) -> MixtureState:
@@ -195,7 +196,7 @@ def _write_results(session: Session, rounds: list[dict[str, Any]], status: str) 
 
 def _phases(session: Session, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     phases = []
-    base = session.workdir.path / "base" / "base.json"
+    base = session.workdir.path / "base" / "train.json"
     if base.exists():
         record = read_json(base)
         phases.append({"name": "base", "round": None, **_cost_of(record)})

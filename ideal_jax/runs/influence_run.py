@@ -1,5 +1,6 @@
 """The influence of every domain on every capability at one round's model."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 
 from ideal_jax import sharding
 from ideal_jax.data import example_batches
-from ideal_jax.influence import Diagnostics, Sample, estimate
+from ideal_jax.influence import Diagnostics, Sample, estimate, metagradient
 from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.influence.estimators import METAGRADIENT
+from ideal_jax.influence.problem import Progress
 from ideal_jax.mixture import (
     InfluenceMatrix,
     MixturePlan,
@@ -23,9 +26,25 @@ from ideal_jax.mixture.update import Z95
 from ideal_jax.runs import cost
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.session import Session, influence_options
+from ideal_jax.runs.train_run import Recipe, Trained, base_params, round_recipe, weighted
+from ideal_jax.training import make_train_step, second_moment, start_state
 
 # Salts of the permutations that draw the scored and the curvature examples.
 _SCORE_SALT, _CURVATURE_SALT = 102, 103
+
+# Passes (forward and backward) over the curvature examples that an estimator is fitted with.
+_FITTING = {
+    "identity": 0,
+    "adam": 0,
+    "fisher_diag": 1,
+    "kfac": 2,
+    "ekfac": 3,
+    "ggn_cg": 3,
+    "hessian_cg": 3,
+    "official": 2,
+}
+# Forward passes that one product of its curvature with one vector costs.
+_PRODUCT = {"ggn_cg": 4, "hessian_cg": 6}
 
 
 class Placed(Sequence[Any]):
@@ -51,41 +70,33 @@ class Placed(Sequence[Any]):
 
 
 def influence_round(
-    session: Session, state: MixtureState, plan: MixturePlan, params: Any
+    session: Session, state: MixtureState, plan: MixturePlan, trained: Trained, order: int = 0
 ) -> dict[str, Any]:
-    """``influence.json`` of one trained model, with the β it proposes."""
+    """``influence.json`` of one trained model, with the β it proposes.
+
+    Args:
+      session, state, plan: of the round.
+      trained: the end of its training.
+      order: the row order it was trained in; only a replay needs to know.
+    """
     config, options = session.config, session.config.influence
-    name = f"round {state.round}: influence"
-    problem = decoder_problem(session.model, options.layers, options.max_factor)
+    references = reference_samples(session)
     domains = _domain_samples(session, state, plan)
-    references = {}
-    for j, domain in enumerate(session.names):
-        items = reference_halves(session, j)[0][: options.reference_examples]
-        references[domain] = Sample(Placed(session, "reference", j, items), len(items))
-    curvature = list(_curvature(session, state, plan))
     clock = _PhaseClock()
-    with session.reporter.phase(name) as advance, jax.set_mesh(session.mesh):
+    with (
+        session.reporter.phase(f"round {state.round}: influence") as advance,
+        jax.set_mesh(session.mesh),
+    ):
 
         def progress(phase: str, done: int, total: int) -> None:
             clock.tick(phase)
             advance(done, total, phase)
 
-        matrix, diagnostics = estimate(
-            problem,
-            params,
-            domains=domains,
-            references=references,
-            curvature=curvature,
-            estimator=options.estimator,
-            options=influence_options(config),
-            centred=options.centred,
-            weights=dict(zip(session.names, session.capability_weights, strict=True)),
-            key=jax.random.key(config.seed),
-            tangents=options.tangents or None,
-            progress=progress,
-        )
-    flops = _flops(session, domains, references, curvature, matrix, diagnostics)
-    record = influence_json(matrix, diagnostics)
+        if options.estimator == METAGRADIENT:
+            measured = _replayed(session, plan, trained, references, domains, order, progress)
+        else:
+            measured = _estimated(session, state, plan, trained, references, domains, progress)
+    matrix, record = measured
     following = update(
         state,
         matrix,
@@ -95,19 +106,118 @@ def influence_round(
         max_repetition=config.mixture.max_repetition,
     )
     return {
+        **influence_json(matrix),
         **record,
         "beta": following.beta.tolist(),
         "counts": following.counts.tolist(),
         "decision": _decision(matrix),
-        "layers": [layer.name for layer in problem.taps.layers] if problem.taps else [],
         "reduction": config.loss.reduction,
         "reference_shares": list(session.capability_weights),
-        "flops": flops,
         "seconds": clock.seconds(),
     }
 
 
-def influence_json(matrix: InfluenceMatrix, diagnostics: Diagnostics) -> dict[str, Any]:
+def reference_samples(session: Session) -> dict[str, Sample]:
+    """The half of every reference set that ∇Q is taken over."""
+    samples = {}
+    for j, domain in enumerate(session.names):
+        items = reference_halves(session, j)[0][: session.config.influence.reference_examples]
+        samples[domain] = Sample(Placed(session, "reference", j, items), len(items))
+    return samples
+
+
+def _estimated(
+    session: Session,
+    state: MixtureState,
+    plan: MixturePlan,
+    trained: Trained,
+    references: dict[str, Sample],
+    domains: dict[str, Sample],
+    progress: Progress,
+) -> tuple[InfluenceMatrix, dict[str, Any]]:
+    """By a curvature at the trained parameters."""
+    config, options = session.config, session.config.influence
+    problem = decoder_problem(session.model, options.layers, options.max_factor)
+    curvature = list(_curvature(session, state, plan))
+    matrix, diagnostics = estimate(
+        problem,
+        trained.params,
+        domains=domains,
+        references=references,
+        curvature=curvature,
+        estimator=options.estimator,
+        options=influence_options(config),
+        centred=options.centred,
+        weights=dict(zip(session.names, session.capability_weights, strict=True)),
+        key=jax.random.key(config.seed),
+        tangents=options.tangents or None,
+        second_moment=second_moment(trained.state.opt_state, config.training.beta2),
+        progress=progress,
+    )
+    uncovered = diagnostics.alpha_uncovered
+    return matrix, {
+        "iterations": diagnostics.iterations.tolist(),
+        "alpha_uncovered": None if uncovered is None else uncovered.tolist(),
+        "smallest_eigenvalue": diagnostics.smallest_eigenvalue,
+        "layers": [layer.name for layer in problem.taps.layers] if problem.taps else [],
+        "flops": _flops(session, domains, references, curvature, matrix, diagnostics),
+    }
+
+
+def _replayed(
+    session: Session,
+    plan: MixturePlan,
+    trained: Trained,
+    references: dict[str, Sample],
+    domains: dict[str, Sample],
+    order: int,
+    progress: Progress,
+) -> tuple[InfluenceMatrix, dict[str, Any]]:
+    """By the derivative of the training that ended in ``trained``."""
+    recipe, mesh = round_recipe(session, plan, order=order), session.mesh
+    problem = decoder_problem(session.model)
+    trajectory = metagradient.Trajectory(
+        start=start_state(mesh, base_params(session), recipe.optimizer),
+        step=make_train_step(recipe.loss_fn, recipe.optimizer, recipe.micro_batches),
+        weigh=weighted,
+        batches=_Steps(session, recipe),
+        params=lambda state: state.params,
+        final=trained.params,
+        domains=session.names,
+    )
+    replay = {"forward": metagradient.forward, "reverse": metagradient.reverse}
+    mode = session.config.influence.replay
+    found = replay[mode](trajectory, problem.example_loss, references, progress=progress)
+    weight = np.array([sample.weight for sample in domains.values()], np.float64)
+    matrix = metagradient.metagradient_matrix(
+        found,
+        references=tuple(references),
+        domains=session.names,
+        shares=weight / weight.sum(),
+        weights=session.capability_weights,
+    )
+    passes = {"forward": 2 + 2 * len(domains), "reverse": 4 + 4 * len(references)}[mode]
+    flops = trained.record["flops"] * passes
+    return matrix, {"iterations": [0] * len(references), "layers": [], "flops": flops}
+
+
+class _Steps(Sequence[Any]):
+    """The batches of a training, put on the mesh when they are asked for."""
+
+    def __init__(self, session: Session, recipe: Recipe):
+        self._mesh, self._recipe = session.mesh, recipe
+
+    def __len__(self) -> int:
+        return self._recipe.steps
+
+    def __getitem__(self, step: Any) -> Any:
+        recipe = self._recipe
+        if not 0 <= step < recipe.steps:
+            raise IndexError(step)
+        return sharding.place(self._mesh, recipe.batches[step], recipe.batch_size)
+
+
+def influence_json(matrix: InfluenceMatrix) -> dict[str, Any]:
     """The numbers of an influence matrix as JSON."""
     return {
         "estimator": matrix.estimator,
@@ -122,17 +232,13 @@ def influence_json(matrix: InfluenceMatrix, diagnostics: Diagnostics) -> dict[st
         "examples_used": matrix.examples_used,
         "shares": matrix.shares.tolist(),
         "centred": matrix.centred,
-        "common_mode": matrix.common_mode,
+        "common_mode": None if math.isnan(matrix.common_mode) else matrix.common_mode,
         "solve_residual": matrix.solve_residual.tolist(),
         "damping": {
             "mode": matrix.damping_mode,
             "value": matrix.damping_value,
             "absolute": matrix.damping,
         },
-        "iterations": diagnostics.iterations.tolist(),
-        "alpha_uncovered": (
-            None if diagnostics.alpha_uncovered is None else diagnostics.alpha_uncovered.tolist()
-        ),
     }
 
 
@@ -143,7 +249,7 @@ def influence_of_json(record: dict[str, Any]) -> InfluenceMatrix:
         references=tuple(record["references"]),
         domains=tuple(record["domains"]),
         **{name: np.asarray(record[name]) for name in arrays},
-        common_mode=record["common_mode"],
+        common_mode=math.nan if record["common_mode"] is None else record["common_mode"],
         shares=np.asarray(record["shares"]),
         examples_used=record["examples_used"],
         estimator=record["estimator"],
@@ -213,11 +319,12 @@ def _flops(
     curved = _positions(curvature)
     R, n = len(references), len(domains)
     forwards = 1.0 * scored * (3 + 1 + 2 * R) + held * (3 + 1 + 2 * n)
-    if matrix.estimator != "identity":
-        forwards += curved * (3 * (2 if matrix.estimator == "kfac" else 3))
-    if matrix.estimator == "ggn_cg":
+    forwards += curved * 3 * _FITTING[matrix.estimator]
+    if matrix.estimator in _PRODUCT:
         products = float(diagnostics.iterations.max() + 1) * (R + n)
-        forwards += curved * products * 4
+        if matrix.estimator == "hessian_cg":
+            products += session.config.influence.iterations  # looking for the smallest eigenvalue
+        forwards += curved * products * _PRODUCT[matrix.estimator]
     return cost.forward_flops(cfg, forwards, length)
 
 

@@ -17,7 +17,7 @@ from ideal_jax.data.sources import find_domains
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.estimators import find_estimator
+from ideal_jax.influence.estimators import check_name
 from ideal_jax.mixture import MixtureState, check_bounds
 from ideal_jax.models import Decoder, DecoderConfig
 from ideal_jax.runs import processes
@@ -172,7 +172,8 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))
-    find_estimator(config.influence.estimator)
+    check_name(config.influence.estimator)
+    config_lib.choice("influence.replay", config.influence.replay, ("forward", "reverse"))
     influence_options(config)
     if config.model.init != "random":
         check_params(pathlib.Path(config.model.init), {})

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
+import optax
 
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
 from ideal_jax.training.checkpoints import Checkpoints, abstract_like
-from ideal_jax.training.step import init_state, make_train_step
+from ideal_jax.training.step import TrainState, init_state, make_train_step
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -21,7 +22,7 @@ Progress = Callable[[int, Mapping[str, float]], None]
 class TrainResult(NamedTuple):
     """The end of a run."""
 
-    params: Any
+    state: TrainState
     tokens: int  # non-padding tokens seen
     supervised_tokens: int
     seconds: float  # up to the last checkpoint of earlier starts, and all of this one
@@ -60,18 +61,13 @@ def train(
       UserError: the loss is not finite.
     """
     started = time.perf_counter()
-    param_shardings = jax.tree.map(lambda x: x.sharding, params)
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    shardings = sharding.like_parameters(mesh, abstract, param_shardings)
+    abstract, shardings = _layout(mesh, params, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints")
     log = _MetricsLog(folder / "metrics.jsonl")
     counts: dict[str, Any] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0}
     with jax.set_mesh(mesh):
         if checkpoints.latest() is None:
-            state = jax.jit(
-                lambda p: init_state(p, optimizer), donate_argnums=0, out_shardings=shardings
-            )(params)
-            start = 0
+            state, start = start_state(mesh, params, optimizer), 0
         else:
             del params
             state, counts = checkpoints.restore(abstract_like(abstract, shardings))
@@ -99,7 +95,26 @@ def train(
         checkpoints.close()
     log.close()
     seconds = time.perf_counter() - started
-    return TrainResult(state.params, counts["tokens"], counts["supervised_tokens"], seconds)
+    return TrainResult(state, counts["tokens"], counts["supervised_tokens"], seconds)
+
+
+def start_state(
+    mesh: jax.sharding.Mesh, params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, sharded like the parameters, which are donated."""
+    _, shardings = _layout(mesh, params, optimizer)
+    with jax.set_mesh(mesh):
+        make = jax.jit(
+            lambda p: init_state(p, optimizer), donate_argnums=0, out_shardings=shardings
+        )
+        return make(params)
+
+
+def _layout(mesh: jax.sharding.Mesh, params: Any, optimizer: Any) -> tuple[Any, Any]:
+    """Shapes and shardings of the training state."""
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    param_shardings = jax.tree.map(lambda x: x.sharding, params)
+    return abstract, sharding.like_parameters(mesh, abstract, param_shardings)
 
 
 def _stream(batches: grain.MapDataset, start: int, stop: int, prefetch: int) -> Iterator[Any]:

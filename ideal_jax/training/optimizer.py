@@ -31,6 +31,17 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, decays[config.schedule]], [warm])
 
 
+def second_moment(opt_state: optax.OptState, beta2: float) -> Any:
+    """v̂, the bias-corrected mean of squared gradients, from the state of ``adamw``."""
+    found = [
+        s
+        for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdamState))
+        if isinstance(s, optax.ScaleByAdamState)
+    ]
+    correction = 1 - beta2 ** found[0].count
+    return jax.tree.map(lambda v: v / correction, found[0].nu)
+
+
 def adamw(config: Any, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; matrices decay, norms do not."""
 
@@ -44,6 +55,8 @@ def adamw(config: Any, steps: int) -> optax.GradientTransformation:
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
+            # Far below any square that counts, and enough for √v to have a derivative at v = 0.
+            eps_root=1e-30,
             weight_decay=config.weight_decay,
             mask=matrices,
         ),

@@ -51,7 +51,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             loss / weight,
-            optax.global_norm(grads),
+            optax.tree.norm(grads),
             jnp.sum(batch["segments"] > 0),
             jnp.sum(batch["weights"] > 0),
         )

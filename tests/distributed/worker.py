@@ -46,7 +46,8 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
     found = {"devices": np.asarray(jax.device_count())}
     found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, start))}
     folder = session.workdir.round(0)
-    params, _ = train_round(session, plan, folder, "train")
+    trained = train_round(session, plan, folder, "train")
+    params = trained.params
     kernel = params["layers"]["mlp"]["up"]["kernel"]
     found["shard"] = np.asarray(kernel.addressable_shards[0].data.shape)
     found["whole"] = np.asarray(kernel.shape)
@@ -62,7 +63,8 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
                 for a, x in zip(stored, leaves, strict=True)
             ],
         )
-    influence = influence_round(session, state, plan, params)
+    trained = trained._replace(state=trained.state._replace(params=params))
+    influence = influence_round(session, state, plan, trained)
     found["matrix"] = np.asarray(influence["matrix"])
     found["counts"] = np.asarray(influence["counts"])
     if jax.process_index() == 0:

@@ -46,7 +46,7 @@ POINTS = {
         "die(checkpoints.ocp.CheckpointManager, 'save', 3, after=True)"
     ),
     "the base recorded, its checkpoints still there": (
-        "die(train_run, 'write_json', 2, after=True)"
+        "die(train_run, 'write_json', 1, after=True)"
     ),
     "in the influence": "die(influence_run._PhaseClock, 'tick', 2)",
     "results.json half-written": "die_writing('finished')",
