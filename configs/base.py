@@ -104,6 +104,14 @@ def get_config() -> ConfigDict:
     e.max_new_tokens = 24  # [result] tokens generated at most
     e.batch_size = 64  # [runtime] examples per generation and loss batch
 
+    c.verify = v = ConfigDict()  # ideal-jax verify: is what influence predicts what happens?
+    v.round = 0  # [runtime] the round whose training is repeated
+    v.method = "weights"  # [runtime] "weights" of a domain's tokens, "resample", or "metagradient"
+    v.changes = "0.15,0.5"  # [runtime] relative changes b of a domain, both ways
+    v.estimators = "identity,ekfac,ggn_cg"  # [runtime] what is compared; empty: the run's own
+    v.domains = ""  # [runtime] domains to move, comma-separated; empty: all of them
+    v.orders = 1  # [runtime] orders of the rows to repeat everything in
+
     c.mesh = me = ConfigDict()  # devices = replica x fsdp x tensor; -1: what is left
     me.replica = 1  # [runtime] copies of the parameters
     me.fsdp = -1  # [runtime] ways parameters and batch are split

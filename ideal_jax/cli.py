@@ -21,6 +21,7 @@ USAGE = """\
 usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [--debug]
 
   run      decide the mixture, train the balanced model, evaluate every round, write the report
+  verify   train again with one domain moved and compare with what influence predicts
   report   rebuild report.html from the files of a work directory (needs only --workdir)
 
 configs/base.py explains every KEY. The same command continues an interrupted run."""
@@ -75,6 +76,14 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _verify(arguments: list[str]) -> int:
+    config, workdir = parse(arguments, needs_config=True)
+    from ideal_jax import runs
+
+    runs.verify_run(config, workdir)
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     _, workdir = parse(arguments, needs_config=False)
     from ideal_jax.report import write_report
@@ -83,7 +92,11 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-_VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "report": _report}
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "verify": _verify,
+    "report": _report,
+}
 
 
 def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, Path]:

@@ -30,6 +30,12 @@ RUNTIME = frozenset(
         "model.remat",
         "training.checkpoint_every",
         "training.log_every",
+        "verify.changes",
+        "verify.domains",
+        "verify.estimators",
+        "verify.method",
+        "verify.orders",
+        "verify.round",
     }
 )
 
@@ -41,7 +47,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
         lambda x: x >= 1,
         """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
         model.d_ff base.examples base.batch_size training.batch_size training.micro_batches
-        training.checkpoint_every training.log_every loss.block mixture.max_repetition
+        training.checkpoint_every training.log_every loss.block mixture.max_repetition verify.orders
         influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
     ),
     "must be at least 2, or there is no error bar": (
@@ -51,7 +57,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents""",
+        influence.tangents verify.round""",
     ),
     "must be above 0": (
         lambda x: x > 0,

@@ -1,5 +1,6 @@
 """Greedy generation with a key/value cache."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ideal_jax import sharding
 from ideal_jax.models import Decoder, empty_cache
 
 
+@functools.cache
 def make_generate(model: Decoder, *, max_new_tokens: int, end_id: int) -> Callable[..., jax.Array]:
     """A pure function (params, prompts_BxT, lengths_B) -> new tokens BxN.
 

@@ -127,6 +127,43 @@ def intervals(
         return embed(figure, name, label)
 
 
+def scatter(
+    name: str,
+    label: str,
+    predicted: Sequence[float],
+    errors: Sequence[float],
+    measured: Sequence[float],
+) -> Markup:
+    """Measured effects over predicted ones with their intervals, and the line through the origin.
+
+    Hollow where the interval includes zero.
+    """
+    x, y = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    shown = np.isfinite(x) & np.isfinite(y)
+    with drawing():
+        figure = Figure(figsize=(300 / 72, 230 / 72))
+        axes = figure.add_axes((0.19, 0.19, 0.77, 0.76))
+        axes.axhline(0, color=LINE, linewidth=1)
+        axes.axvline(0, color=LINE, linewidth=1)
+        if np.any(x[shown]):
+            slope = float(x[shown] @ y[shown] / (x[shown] @ x[shown]))
+            ends = np.array([x[shown].min(), x[shown].max()])
+            axes.plot(ends, slope * ends, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for a, error, b in zip(x[shown], np.asarray(errors)[shown], y[shown], strict=True):
+            clear = abs(a) > error
+            colour = CHOSEN if clear else MUTED
+            _whisker(axes, a, error, b, colour)
+            face = colour if clear else SURFACE
+            axes.plot(a, b, "o", color=colour, markerfacecolor=face, markersize=4.5)
+        axes.tick_params(axis="y", colors=MUTED)
+        axes.set_ylabel("measured", fontsize=9)
+        axes.locator_params(axis="y", nbins=5)
+        axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 5))
+        axes.yaxis.get_offset_text().set_fontsize(8)
+        _value_axis(axes, "predicted")
+        return embed(figure, name, label)
+
+
 def curves(rounds: Sequence[Curve]) -> list[Markup]:
     """One small chart per round on common axes, with the other rounds faint behind it."""
     thinned = [_thin(curve) for curve in rounds]

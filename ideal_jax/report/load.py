@@ -82,6 +82,27 @@ _RESULTS = {
     },
     "phases?": [{"name": str, "round?": int, "flops?": float, "seconds?": float}],
 }
+_VERIFICATION = {
+    "round": int,
+    "method": str,
+    "references": [str],
+    "domains": [str],
+    "orders": [
+        {
+            "order": int,
+            "truth": {"*": [[float]]},
+            "predictions": {"*": {"matrix": [[float]], "stderr": [[float]]}},
+        }
+    ],
+    "summary": [
+        {"estimator": str, "change": float}
+        | {
+            f"{name}{of}?": float
+            for name in ("pearson", "spearman", "signs", "clear_signs", "slope")
+            for of in ("", "_deviation")
+        }
+    ],
+}
 
 
 class Round(NamedTuple):
@@ -103,11 +124,12 @@ class Round(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A work directory: ``config.json``, ``results.json`` (None while missing) and its rounds."""
+    """A work directory: its files, checked; ``results.json`` is None while it is missing."""
 
     config: dict[str, Json]
     results: dict[str, Json] | None
     rounds: list[Round]
+    verifications: list[dict[str, Json]]
 
 
 def load(workdir: Path) -> Run:
@@ -127,7 +149,10 @@ def load(workdir: Path) -> Run:
     folders = (workdir / "rounds").glob("*/mixture.json")
     numbered = [path.parent for path in folders if re.fullmatch("[0-9]+", path.parent.name)]
     rounds = [_round(folder) for folder in sorted(numbered, key=lambda path: int(path.name))]
-    return Run(config, _read(workdir / "results.json", _RESULTS), rounds)
+    checks = sorted((workdir / "verify").glob("round_*/*.json"))
+    verifications = [_read(path, _VERIFICATION) for path in checks]
+    results = _read(workdir / "results.json", _RESULTS)
+    return Run(config, results, rounds, [v for v in verifications if v is not None])
 
 
 def _round(folder: Path) -> Round:

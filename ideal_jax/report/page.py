@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from ideal_jax.errors import UserError
-from ideal_jax.report import answer, matrix, rounds, scores, sections
+from ideal_jax.report import answer, matrix, rounds, scores, sections, verification
 from ideal_jax.report.load import Run, load
 
 
@@ -62,6 +62,7 @@ def render(run: Run) -> str:
         planned=rounds.setting(run, "mixture", "rounds"),
         mixture=sections.mixture(run) if some else None,
         influence=matrix.influence(run),
+        verifications=verification.verifications(run),
         scores=scores.task_scores(run),
         losses=scores.losses(run),
         curves=sections.curves(run),

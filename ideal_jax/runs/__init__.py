@@ -1,3 +1,4 @@
 """The verbs as functions of a config."""
 
 from ideal_jax.runs.ideal_run import ideal_run as ideal_run
+from ideal_jax.runs.verify_run import verify_run as verify_run

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ideal_jax import sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
@@ -149,7 +149,7 @@ def _recipe(
     steps = steps or options.steps or passes
     return Recipe(
         loss_fn=training.decoder_loss(session.model, config.loss.block),
-        optimizer=training.adamw(options, steps),
+        optimizer=training.adamw(FrozenConfigDict(options), steps),
         learning_rate=training.schedule(options, steps),
         batches=training_batches(
             table,

@@ -41,12 +41,18 @@ class WorkDir:
         return self.path / "rounds" / f"{index:02d}"
 
     def describe(self, config: Any, command: str, mesh: jax.sharding.Mesh) -> None:
-        """Writes ``config.json``: command, resolved config, versions, devices."""
+        """Writes ``config.json``: command, resolved config, versions, devices.
+
+        An empty command keeps the one that is there.
+        """
+        file = self.path / "config.json"
+        if not command and file.exists():
+            command = read_json(file)["command"]
         devices = jax.devices()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions["python"] = platform.python_version()
         write_json(
-            self.path / "config.json",
+            file,
             {
                 "command": command,
                 "config": config.to_dict(),

@@ -1,5 +1,6 @@
 """The objective: summed, weighted next-token loss, without ever holding all logits."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,6 +66,7 @@ def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]
     return nll
 
 
+@functools.cache
 def decoder_loss(model: Decoder, block: int = 128) -> LossFn:
     """The summed loss Σ_t c_t·nll_t and its weight Σ_t c_t over a batch.
 
@@ -80,6 +82,7 @@ def decoder_loss(model: Decoder, block: int = 128) -> LossFn:
     return loss
 
 
+@functools.cache
 def example_losses(model: Decoder, block: int = 128) -> Callable[[Any, Batch], tuple[Any, Any]]:
     """(params, batch) -> (ℓ_B, w_B) for batches with one example per row."""
     nll = decoder_nll(model, block)

@@ -1,9 +1,11 @@
 """AdamW with warm-up and decay."""
 
+import functools
 from typing import Any
 
 import jax
 import optax
+from ml_collections import FrozenConfigDict
 
 from ideal_jax.errors import UserError
 
@@ -42,7 +44,8 @@ def second_moment(opt_state: optax.OptState, beta2: float) -> Any:
     return jax.tree.map(lambda v: v / correction, found[0].nu)
 
 
-def adamw(config: Any, steps: int) -> optax.GradientTransformation:
+@functools.cache
+def adamw(config: FrozenConfigDict, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; matrices decay, norms do not."""
 
     def matrices(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """The training state and one step of it: pure functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+@functools.cache  # one function, so that another training of the same shape compiles nothing
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict
 
 from ideal_jax import training
 from ideal_jax.errors import UserError
@@ -17,7 +17,7 @@ from ideal_jax.training.step import accumulate
 CFG = DecoderConfig(
     vocab_size=50, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24
 )
-OPTIONS = ConfigDict(
+OPTIONS = FrozenConfigDict(
     {
         "learning_rate": 0.01,
         "warmup": 0.1,
@@ -140,12 +140,12 @@ def test_schedule_warms_up_and_decays():
     assert int(np.argmax(values)) in (9, 10)
     assert values[-1] == pytest.approx(0.001, rel=0.02)
     with pytest.raises(UserError, match=r"training\.schedule"):
-        training.schedule(ConfigDict({**OPTIONS.to_dict(), "schedule": "cubic"}), 10)
+        training.schedule(FrozenConfigDict({**OPTIONS.to_dict(), "schedule": "cubic"}), 10)
 
 
 def test_decay_touches_matrices_only(model_and_params):
     _, params = model_and_params
-    options = ConfigDict({**OPTIONS.to_dict(), "weight_decay": 0.5})
+    options = FrozenConfigDict({**OPTIONS.to_dict(), "weight_decay": 0.5})
     optimizer = training.adamw(options, 3)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
