@@ -76,7 +76,8 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     from ideal_jax.mixture.update import largest_remainder
     from ideal_jax.runs.evaluate_run import evaluate_round
     from ideal_jax.runs.ideal_run import next_state, plan_of
-    from ideal_jax.runs.influence_run import influence_of_json, influence_round
+    from ideal_jax.runs.influence_record import influence_of_json
+    from ideal_jax.runs.influence_round import influence_round
     from ideal_jax.runs.session import open_session
     from ideal_jax.runs.train_run import train_round
 

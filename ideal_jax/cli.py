@@ -6,6 +6,7 @@ expected.
 """
 
 import errno
+import functools
 import os
 import re
 import signal
@@ -20,9 +21,10 @@ from ideal_jax.errors import UserError
 USAGE = """\
 usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [--debug]
 
-  run      decide the mixture, train the balanced model, evaluate every round, write the report
-  verify   train again with one domain moved and compare with what influence predicts
-  report   rebuild report.html from the files of a work directory (needs only --workdir)
+  run        decide the mixture, train the balanced model, evaluate every round, write the report
+  influence  measure at the model in --config.model.init what more of each domain would do
+  verify     train again with one domain moved and compare with what influence predicts
+  report     rebuild report.html from the files of a work directory (needs only --workdir)
 
 configs/base.py explains every KEY. The same command continues an interrupted run."""
 
@@ -67,20 +69,15 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
     return _VERBS[verb](arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def _with_config(name: str, arguments: list[str]) -> int:
+    """A verb of ``runs`` that takes a config."""
     config, workdir = parse(arguments, needs_config=True)
     from ideal_jax import runs  # jax and its backends load only when they are needed
 
-    command = "ideal-jax run " + " ".join(arguments)
-    runs.ideal_run(config, workdir, command=command)
-    return 0
-
-
-def _verify(arguments: list[str]) -> int:
-    config, workdir = parse(arguments, needs_config=True)
-    from ideal_jax import runs
-
-    runs.verify_run(config, workdir)
+    # A check of a run leaves the run's own command in its config.json.
+    command = "" if name == "verify" else f"ideal-jax {name} " + " ".join(arguments)
+    run = {"run": runs.ideal_run, "influence": runs.influence_run, "verify": runs.verify_run}[name]
+    run(config, workdir, command=command)
     return 0
 
 
@@ -93,8 +90,9 @@ def _report(arguments: list[str]) -> int:
 
 
 _VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": _run,
-    "verify": _verify,
+    "run": functools.partial(_with_config, "run"),
+    "influence": functools.partial(_with_config, "influence"),
+    "verify": functools.partial(_with_config, "verify"),
     "report": _report,
 }
 

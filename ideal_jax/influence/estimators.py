@@ -51,17 +51,15 @@ ESTIMATORS: dict[str, Estimator] = {
 METAGRADIENT = "metagradient"
 
 
-def check_name(name: str) -> None:
-    """Whether there is an estimator of that name.
+def check_name(name: str, key: str = "influence.estimator") -> None:
+    """Whether there is an estimator of that name; ``key`` is the option that asks for it.
 
     Raises:
       UserError: there is none.
     """
     known = (*ESTIMATORS, METAGRADIENT)
     if name not in known:
-        raise UserError(
-            f"influence.estimator={name!r} is unknown; choose one of {', '.join(known)}"
-        )
+        raise UserError(f"{key}={name!r} is unknown; choose one of {', '.join(known)}")
 
 
 def find_estimator(name: str) -> Estimator:

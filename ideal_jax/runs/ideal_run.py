@@ -9,7 +9,8 @@ from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import evaluate_round
-from ideal_jax.runs.influence_run import influence_of_json, influence_round
+from ideal_jax.runs.influence_record import influence_of_json
+from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
 from ideal_jax.runs.summary import print_summary
 from ideal_jax.runs.train_run import train_round

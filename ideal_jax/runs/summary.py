@@ -42,5 +42,24 @@ def print_summary(results: dict[str, Any], weights: Sequence[float], report: pat
     console.print(f"report: {report}", soft_wrap=True)
 
 
+def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
+    """Prints the content of an ``influence.json`` that lies at ``file``."""
+    per = "example" if record["reduction"] == "example" else "token"
+    table = Table(title=f"influence by {record['estimator']}, nats per {per}, ± standard error")
+    table.add_column("loss on ↓, more of →")
+    for domain in record["domains"]:
+        table.add_column(domain, justify="right")
+    rows = list(zip(record["references"], record["matrix"], record["stderr"], strict=True))
+    rows.append(("overall (α)", record["alpha"], record["alpha_stderr"]))
+    for k, (name, values, errors) in enumerate(rows):
+        cells = (f"{x:+.3g} ± {e:.2g}" for x, e in zip(values, errors, strict=True))
+        table.add_row(name, *cells, end_section=k == len(rows) - 2)
+    table.add_row("proposed change (β)", *(f"{100 * b:+.1f}%" for b in record["beta"]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("negative: more of the domain lowers the loss", record["decision"]["reason"])
+    console.print(f"influence: {file}", soft_wrap=True)
+
+
 def _weighted(weights: Sequence[float], losses: dict[str, float]) -> float:
     return sum(v * loss for v, loss in zip(weights, losses.values(), strict=True))

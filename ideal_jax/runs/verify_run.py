@@ -30,7 +30,7 @@ from ideal_jax.report import write_report
 from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.ideal_run import plan_of
-from ideal_jax.runs.influence_run import influence_round
+from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.train_run import Recipe, round_recipe, train_round
 from ideal_jax.runs.workdir import read_json, write_json
@@ -52,7 +52,7 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     changes = _changes(options)
     estimators = config_lib.names(options.estimators) or (config.influence.estimator,)
     for name in estimators:
-        check_name(name)
+        check_name(name, "verify.estimators")
     session = open_session(config, workdir, command)
     moved = config_lib.names(options.domains) or session.names
     for name in moved:

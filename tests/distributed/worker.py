@@ -15,7 +15,7 @@ import numpy as np
 from ideal_jax import sharding, training
 from ideal_jax.config import load, override
 from ideal_jax.mixture import MixturePlan
-from ideal_jax.runs.influence_run import influence_round
+from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import base_params, train_round
 from ideal_jax.training.step import accumulate

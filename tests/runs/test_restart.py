@@ -9,7 +9,7 @@ import json, os, signal, sys
 from ideal_jax import runs
 from ideal_jax.cli import main
 from ideal_jax.data import store
-from ideal_jax.runs import influence_run, train_run
+from ideal_jax.runs import influence_round, train_run
 from ideal_jax.training import checkpoints, loop
 
 ideal_run = sys.modules["ideal_jax.runs.ideal_run"]  # the package has a function of that name
@@ -48,7 +48,7 @@ POINTS = {
     "the base recorded, its checkpoints still there": (
         "die(train_run, 'write_json', 1, after=True)"
     ),
-    "in the influence": "die(influence_run._PhaseClock, 'tick', 2)",
+    "in the influence": "die(influence_round._PhaseClock, 'tick', 2)",
     "results.json half-written": "die_writing('finished')",
 }
 

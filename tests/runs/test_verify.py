@@ -92,7 +92,7 @@ def test_other_truths(runs, verified):
     [
         ("method=guess", "verify.method='guess' is not one of weights, resample, metagradient"),
         ("changes=0.3,2", "verify.changes=0.3,2: give numbers between 0 and 1"),
-        ("estimators=newton", "influence.estimator='newton' is unknown"),
+        ("estimators=newton", "verify.estimators='newton' is unknown"),
         ("domains=maths", "verify.domains='maths' is not one of math, code"),
         ("round=7", "run that round first"),
     ],
