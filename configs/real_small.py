@@ -40,10 +40,9 @@ def get_config() -> ConfigDict:
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.estimator = "ekfac"
-    c.influence.damping = 0.01
-    c.influence.fraction = 0.03
-    c.influence.curvature_examples = 96
-    c.influence.reference_examples = 48
+    c.influence.fraction = 0.06
+    c.influence.curvature_examples = 192
+    c.influence.reference_examples = 128
     c.influence.batch_size = 8
     c.eval.examples = 16
     c.eval.max_new_tokens = 32
