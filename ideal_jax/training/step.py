@@ -34,7 +34,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-@functools.cache  # one function, so that another training of the same shape compiles nothing
+@functools.cache  # the same function again: another training of the shape compiles nothing
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:

@@ -11,6 +11,8 @@ def start(command, devices, extra=None):
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
+        # What these tests compare is how programs are split; most of their time is compilation.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         **(extra or {}),
     }
     return subprocess.Popen(

@@ -21,7 +21,7 @@ def dense_hessian(problem, params, batches):
         pairs = [problem.example_loss(unravel(vector), batch) for batch in batches]
         return sum(l_B.sum() for l_B, _ in pairs) / sum(w_B.sum() for _, w_B in pairs)
 
-    hessian = np.asarray(jax.hessian(mean)(flat))
+    hessian = np.asarray(jax.jit(jax.hessian(mean))(flat))
     if problem.regulariser is not None:
         hessian = hessian + np.asarray(jax.hessian(lambda v: problem.regulariser(unravel(v)))(flat))
     return hessian
@@ -143,12 +143,14 @@ def test_official_equals_the_formula_by_hand(tiny):
     setup = setting(tiny)
     matrix, _ = estimate(tiny.problem, tiny.params, **setup, estimator="official")
 
-    def kernels(batch, params=tiny.params):
-        def mean(p):
-            l_B, w_B = tiny.problem.example_loss(p, batch)
-            return l_B.sum() / w_B.sum()
+    def mean(params, batch):
+        l_B, w_B = tiny.problem.example_loss(params, batch)
+        return l_B.sum() / w_B.sum()
 
-        gradient = jax.grad(mean)(params)
+    mean_gradient = jax.jit(jax.grad(mean))
+
+    def kernels(batch):
+        gradient = mean_gradient(tiny.params, batch)
         return [*gradient["layers"]["kernel"], gradient["head"]["kernel"]]
 
     def whole(sample):
@@ -157,14 +159,14 @@ def test_official_equals_the_formula_by_hand(tiny):
 
     # Second moments of inputs and output gradients over the real positions, all batches together.
     inputs, outputs, positions, weight = [0.0] * 3, [0.0] * 3, 0, 0.0
+
+    def total(perturbations, batch):
+        out, seen = tiny.taps.run(tiny.params, perturbations, batch)
+        return jnp.sum(tiny.loss(out, batch)[0]), seen
+
+    tapped = jax.jit(jax.grad(total, has_aux=True))
     for batch in setup["curvature"]:
-        zeros = tiny.taps.zeros(tiny.params, batch)
-
-        def total(perturbations, batch=batch):
-            out, seen = tiny.taps.run(tiny.params, perturbations, batch)
-            return jnp.sum(tiny.loss(out, batch)[0]), seen
-
-        (_, seen), grads = jax.value_and_grad(total, has_aux=True)(zeros)
+        grads, seen = tapped(tiny.taps.zeros(tiny.params, batch), batch)
         real = np.asarray(batch["mask"])
         for k in range(3):
             a = seen["up"][k] if k < 2 else seen["head"]
