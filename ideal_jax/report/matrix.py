@@ -7,6 +7,7 @@ from ideal_jax.report import figures, formats, rounds
 from ideal_jax.report.load import Round, Run
 
 _Z = 1.959964  # half width of a 95 % interval in standard errors
+_REPLAYED = "metagradient"
 _EXACT = 1e-3  # residual above which a solve is called approximate
 
 
@@ -68,6 +69,7 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         "certain": clear,
         "entries": len(references) * len(domains),
         "example": _example(data),
+        "exact": data["estimator"] == _REPLAYED,
         "facts": _facts(data),
         "errors": _errors(data),
         "layers": [str(layer) for layer in data["layers"] or []],
@@ -112,6 +114,9 @@ def _example(data: dict[str, Any]) -> dict[str, str] | None:
 
 def _facts(data: dict[str, Any]) -> list[dict[str, str]]:
     """Name, value and meaning of what was measured besides the matrix."""
+    if data["estimator"] == _REPLAYED:
+        meaning = "the derivative of the training run itself: no curvature, no solve, no sampling"
+        return [{"name": "Method", "value": _REPLAYED, "meaning": meaning}]
     facts = [{"name": "Method", "value": data["estimator"], "meaning": "curvature estimator"}]
     if data["examples_used"] is not None:
         value = formats.count(data["examples_used"])

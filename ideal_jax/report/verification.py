@@ -53,7 +53,7 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
         "pearson": shown("pearson"),
         "spearman": shown("spearman"),
         "signs": shown("signs", percent=True),
-        "clear": shown("clear_signs", percent=True),
+        "clear_signs": shown("clear_signs", percent=True),
         "slope": shown("slope"),
     }
 

@@ -1,6 +1,7 @@
 """Verification on the smallest run: what it measures, what it leaves, how it continues."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -64,6 +65,12 @@ def test_the_page_shows_it(verified):
     page = (verified / "report.html").read_text()
     assert "Is the prediction right?" in page
     assert "metagradient, b = 0.3" in page
+    assert "built-in method" not in page
+    [row] = re.findall(r'<tr><th scope="row">metagradient</th>(.*?)</tr>', page)
+    cells = re.findall("<td>(.*?)</td>", row)
+    assert cells[0] == "0.3"
+    assert cells[3].endswith("%")
+    assert cells[4].endswith("%")
 
 
 def test_a_second_call_trains_nothing_and_a_lost_training_is_repeated(runs, verified, capsys):
