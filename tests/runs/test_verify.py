@@ -9,7 +9,7 @@ import pytest
 
 from ideal_jax import cli
 
-OPTIONS = ("--config.verify.changes=0.3", "--config.verify.estimators=identity,metagradient")
+OPTIONS = ("--config.verify.changes=0.1", "--config.verify.estimators=identity,metagradient")
 
 
 def verify(runs, workdir, *overrides):
@@ -35,14 +35,14 @@ def test_slopes_are_those_of_the_two_trainings(verified):
     [order] = found["orders"]
     for j, domain in enumerate(found["domains"]):
         losses = [
-            np.array(json.loads((folder / f"weights_{domain}{sign}0.3.json").read_text())["loss"])
+            np.array(json.loads((folder / f"weights_{domain}{sign}0.1.json").read_text())["loss"])
             for sign in "+-"
         ]
-        slope = (losses[0] - losses[1]) / 0.6
-        np.testing.assert_allclose(np.array(order["truth"]["0.3"])[:, j], slope)
+        slope = (losses[0] - losses[1]) / 0.2
+        np.testing.assert_allclose(np.array(order["truth"]["0.1"])[:, j], slope)
         assert np.abs(slope).max() > 0
     # One domain more is the other less: to first order the slopes of the two are opposite.
-    truth = np.array(order["truth"]["0.3"])
+    truth = np.array(order["truth"]["0.1"])
     assert np.abs(truth.sum(1)).max() < 0.2 * np.abs(truth).max()
     assert not [path for path in folder.glob("weights_*") if path.is_dir()]
 
@@ -57,25 +57,27 @@ def test_the_unmoved_training_is_that_of_the_round(verified):
 def test_the_metagradient_of_so_short_a_run_predicts_it(verified):
     rows = {row["estimator"]: row for row in record(verified)["summary"]}
     assert rows["metagradient"]["pearson"] > 0.98
-    assert 0.8 < rows["metagradient"]["slope"] < 1.25
+    # Adam's first steps follow signs of gradients. A change that turns some of them does more than
+    # the derivative says; how much depends on the size of the change.
+    assert 0.7 < rows["metagradient"]["slope"] < 1.6
     assert set(rows) == {"identity", "metagradient"}
 
 
 def test_the_page_shows_it(verified):
     page = (verified / "report.html").read_text()
     assert "Is the prediction right?" in page
-    assert "metagradient, b = 0.3" in page
+    assert "metagradient, b = 0.1" in page
     assert "built-in method" not in page
     [row] = re.findall(r'<tr><th scope="row">metagradient</th>(.*?)</tr>', page)
     cells = re.findall("<td>(.*?)</td>", row)
-    assert cells[0] == "0.3"
+    assert cells[0] == "0.1"
     assert cells[3].endswith("%")
     assert cells[4].endswith("%")
 
 
 def test_a_second_call_trains_nothing_and_a_lost_training_is_repeated(runs, verified, capsys):
     before = record(verified)
-    lost = verified / "verify" / "round_00" / "order_0" / "weights_code+0.3.json"
+    lost = verified / "verify" / "round_00" / "order_0" / "weights_code+0.1.json"
     digest = lost.read_text()
     lost.unlink()
     assert verify(runs, verified) == 0
