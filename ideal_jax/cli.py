@@ -74,10 +74,8 @@ def _with_config(name: str, arguments: list[str]) -> int:
     config, workdir = parse(arguments, needs_config=True)
     from ideal_jax import runs  # jax and its backends load only when they are needed
 
-    # A check of a run leaves the run's own command in its config.json.
-    command = "" if name == "verify" else f"ideal-jax {name} " + " ".join(arguments)
     run = {"run": runs.ideal_run, "influence": runs.influence_run, "verify": runs.verify_run}[name]
-    run(config, workdir, command=command)
+    run(config, workdir, command=" ".join(("ideal-jax", name, *arguments)))
     return 0
 
 

@@ -53,7 +53,9 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     estimators = config_lib.names(options.estimators) or (config.influence.estimator,)
     for name in estimators:
         check_name(name, "verify.estimators")
-    session = open_session(config, workdir, command)
+    # Where a run was before, its own command stays on record.
+    known = (pathlib.Path(workdir) / "config.json").exists()
+    session = open_session(config, workdir, "" if known else command)
     moved = config_lib.names(options.domains) or session.names
     for name in moved:
         config_lib.choice("verify.domains", name, session.names)
