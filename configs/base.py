@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     c.mixture = x = ConfigDict()
     x.counts = ""  # [result] given mixture: examples per domain, in order; empty: all there are
     x.rounds = 2  # [result] updates; one more training than that (raising it continues)
+    x.stop = True  # [result] stop when no alpha exceeds its 95 % error; False goes on (paper)
     x.step = 0.15  # [result] m: the largest relative change of a domain in one round
     x.keep_total = False  # [result] the number of examples stays; False: it may grow (paper)
     x.min_share = 0.01  # [result] no domain falls below this share of the examples

@@ -226,12 +226,16 @@ def choice(key: str, value: str, allowed: Any) -> str:
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Result keys whose value differs, as ``key: old -> new``; raising the rounds is no change."""
+    """Result keys whose value differs, as ``key: old -> new``; what lets a run go on is no change.
+
+    That is: more ``mixture.rounds``, and ``mixture.stop=False``.
+    """
     before, after = dict(flatten(old)), dict(flatten(new))
     lines = []
     for key in sorted((before.keys() | after.keys()) - RUNTIME):
         was, now = before.get(key), after.get(key)
         more_rounds = key == "mixture.rounds" and was is not None and now is not None and now >= was
-        if was != now and not more_rounds:
+        goes_on = more_rounds or (key == "mixture.stop" and now is False)
+        if was != now and not goes_on:
             lines.append(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
     return lines

@@ -93,7 +93,7 @@ def run_round(
             influence = influence_round(session, state, plan, trained)
             write_json(influence_file, influence)
         matrix = influence_of_json(influence)
-        stopped = not last and is_settled(matrix)
+        stopped = not last and config.mixture.stop and is_settled(matrix)
         if not stopped:
             following = next_state(session, state, matrix)
     outcome = {

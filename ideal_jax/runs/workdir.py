@@ -128,7 +128,8 @@ def finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
     if config_lib.changed(bound_config(folder), config.to_dict()):
         return None
     results: dict[str, Any] = read_json(folder / "results.json")
-    complete = results["stopped"] or len(results["rounds"]) == config.mixture.rounds + 1
+    stopped = results["stopped"] and config.mixture.stop
+    complete = stopped or len(results["rounds"]) == config.mixture.rounds + 1
     return results if results["status"] == "finished" and complete else None
 
 

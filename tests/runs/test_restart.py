@@ -1,7 +1,9 @@
 """Whatever kills a run, the same command continues it to the same bits."""
 
+import json
 import shutil
 import signal
+import sys
 
 # Kills its own process in call number ``call`` of a function, before or after what it does.
 DIE = """
@@ -96,6 +98,18 @@ def test_more_rounds_continue_to_what_a_straight_run_gives(runs, whole, tmp_path
     rounds = straight["results.json"][0]["rounds"]
     assert [record["round"] for record in rounds] == [0, 1, 2]
     assert len({record["params_sha256"] for record in rounds}) == 3
+
+
+def test_a_run_that_stopped_by_itself_goes_on_when_told(runs, whole, tmp_path, monkeypatch):
+    module = sys.modules["ideal_jax.runs.ideal_run"]  # the package has a function of that name
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "is_settled", lambda matrix: True)
+        assert runs.here(tmp_path / "w") == 0
+        results = json.loads((tmp_path / "w" / "results.json").read_text())
+        assert results["stopped"]
+        assert len(results["rounds"]) == 1
+        assert runs.here(tmp_path / "w", "--config.mixture.stop=False") == 0
+    assert runs.differences(runs.outcome(whole), runs.outcome(tmp_path / "w")) == []
 
 
 def test_a_given_base_gives_the_same_run(runs, whole, tmp_path):
