@@ -83,8 +83,11 @@ def get_config() -> ConfigDict:
     i.estimator = "ggn_cg"  # [result] see the README: identity … ggn_cg, hessian_cg, metagradient
     i.damping = 0.1  # [result] lambda, see damping_mode
     i.damping_mode = "relative"  # [result] "relative" to the mean curvature, or "absolute"
-    i.fraction = 0.5  # [result] sigma: share of each domain's examples that is scored
+    i.fraction = 0.5  # [result] sigma: share of each domain that is scored; 0: by the data
+    i.budget = 0.25  # [result] fraction 0: most FLOPs, as a share of the round's training
+    i.confidence = 0.95  # [result] level of intervals, and (fraction 0) of knowing a sign
     i.reference_examples = 1024  # [result] of each reference half, at most this many are used
+    i.spread_examples = 64  # [result] of these, how many tell the references' part of the error
     i.curvature_examples = 256  # [result] examples that make up the curvature
     i.iterations = 30  # [result] conjugate gradients: at most this many
     i.tolerance = 0.01  # [result] conjugate gradients: relative residual to stop at
@@ -97,7 +100,7 @@ def get_config() -> ConfigDict:
     i.weights = ""  # [result] v: weight of each capability, in order; empty: equal
     i.replay = "forward"  # [result] metagradient: "forward" (all errors) or "reverse" (less memory)
     i.final = False  # [result] also compute the influence after the last round
-    i.batch_size = 32  # [runtime] examples per curvature and score batch
+    i.batch_size = 32  # [runtime] examples per curvature batch, packed rows per score batch
 
     c.eval = e = ConfigDict()
     e.tasks = "exact_match"  # [result] comma-separated; empty: losses only

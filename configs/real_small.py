@@ -40,10 +40,12 @@ def get_config() -> ConfigDict:
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.estimator = "ekfac"
-    c.influence.fraction = 0.06
-    c.influence.curvature_examples = 192
-    c.influence.reference_examples = 128
-    c.influence.batch_size = 8
+    c.influence.fraction = 0.0
+    c.influence.curvature_examples = 96
+    c.influence.reference_examples = 96
+    c.influence.spread_examples = 16
+    c.influence.max_factor = 1024
+    c.influence.batch_size = 4
     c.eval.examples = 16
     c.eval.max_new_tokens = 32
     c.eval.batch_size = 16

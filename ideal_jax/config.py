@@ -52,12 +52,12 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
     "must be at least 2, or there is no error bar": (
         lambda x: x >= 2,
-        "influence.reference_examples eval.examples",
+        "influence.reference_examples influence.spread_examples eval.examples",
     ),
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents verify.round""",
+        influence.tangents influence.budget verify.round""",
     ),
     "must be above 0": (
         lambda x: x > 0,
@@ -66,11 +66,10 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
     "must be in [0, 1]": (
         lambda x: 0 <= x <= 1,
-        "training.warmup training.final_learning_rate mixture.min_share",
+        """training.warmup training.final_learning_rate mixture.min_share influence.fraction""",
     ),
     "must be in [0, 1)": (lambda x: 0 <= x < 1, "training.beta1 training.beta2"),
-    "must be in (0, 1]": (lambda x: 0 < x <= 1, "influence.fraction"),
-    "must be in (0, 1)": (lambda x: 0 < x < 1, "mixture.step"),
+    "must be in (0, 1)": (lambda x: 0 < x < 1, "mixture.step influence.confidence"),
     "must be in 0..4294967295": (lambda x: 0 <= x < 2**32, "seed"),
 }
 

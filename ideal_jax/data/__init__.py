@@ -4,9 +4,10 @@ from ideal_jax.data.base import generic_store as generic_store
 from ideal_jax.data.chat import render as render
 from ideal_jax.data.chat import render_prompt as render_prompt
 from ideal_jax.data.pipeline import Batch as Batch
-from ideal_jax.data.pipeline import ExampleBatches as ExampleBatches
+from ideal_jax.data.pipeline import RowBatches as RowBatches
 from ideal_jax.data.pipeline import RowTable as RowTable
 from ideal_jax.data.pipeline import example_batches as example_batches
+from ideal_jax.data.pipeline import packed_batches as packed_batches
 from ideal_jax.data.pipeline import packed_rows as packed_rows
 from ideal_jax.data.pipeline import training_batches as training_batches
 from ideal_jax.data.prepare import Dataset as Dataset

@@ -111,44 +111,66 @@ def training_batches(
     return grain.MapDataset.source(source)
 
 
-class ExampleBatches(Sequence[Batch]):
-    """Batches of single examples (S = 1), shortest first; can be iterated any number of times."""
+class RowBatches(Sequence[Batch]):
+    """Batches of given rows of one store; can be iterated any number of times.
+
+    A batch is as wide as the smallest of ``widths`` that holds its longest row; the last one is
+    filled with empty rows: weights and segments 0, examples -1.
+    """
 
     def __init__(
         self,
         store: TokenStore,
-        items: Sequence[int] | np.ndarray,
+        rows: Sequence[np.ndarray],
         domain: int,
+        *,
         batch_size: int,
-        lengths: Sequence[int],
+        widths: Sequence[int],
+        max_segments: int,
         reduction: Reduction,
     ):
-        chosen = np.asarray(items, np.int64)
-        sizes = store.lengths[chosen] - 1
-        self._widths = np.sort(np.asarray(lengths))
-        if sizes.size and sizes.max() > self._widths[-1]:
-            raise ValueError(f"an example of {sizes.max() + 1} tokens fits none of {lengths}")
-        by_length = np.argsort(sizes, kind="stable")
-        self._items, self._sizes = chosen[by_length], sizes[by_length]
-        self._store, self._domain = store, domain
-        self._batch_size, self._reduction = batch_size, reduction
+        self._store, self._rows, self._domain = store, rows, domain
+        self._sizes = [int((store.lengths[items] - 1).sum()) for items in rows]
+        self._widths = np.sort(np.asarray(widths))
+        self._batch_size, self._max_segments = batch_size, max_segments
+        self._reduction = reduction
+
+    @property
+    def positions(self) -> int:
+        """Tokens in all batches, padding included."""
+        return sum(self._batch_size * self._width(number) for number in range(len(self)))
+
+    @property
+    def items(self) -> np.ndarray:
+        """int64[batches·B·S]: the item of every example in order, -1 where there is none."""
+        table = np.full((len(self) * self._batch_size, self._max_segments), -1, np.int64)
+        for row, items in enumerate(self._rows):
+            table[row, : len(items)] = items
+        return table.reshape(-1)
 
     def __len__(self) -> int:
-        return -(-len(self._items) // self._batch_size)
+        return -(-len(self._rows) // self._batch_size)
 
     def __getitem__(self, number: int) -> Batch:  # type: ignore[override]
-        start = range(0, len(self._items), self._batch_size)[number]
-        items = self._items[start : start + self._batch_size]
-        longest = self._sizes[start : start + self._batch_size][-1]
-        rows = [items[i : i + 1] for i in range(self._batch_size)]
+        width = self._width(number)
+        rows = list(self._rows[self._slice(number)])
+        rows += [np.zeros(0, np.int64)] * (self._batch_size - len(rows))
         return _assemble(
             [self._store] * self._batch_size,
             rows,
             np.full(self._batch_size, self._domain),
-            row_length=int(self._widths[np.searchsorted(self._widths, longest)]),
-            max_segments=1,
+            row_length=width,
+            max_segments=self._max_segments,
             reduction=self._reduction,
         )
+
+    def _slice(self, number: int) -> slice:
+        start = range(0, len(self._rows), self._batch_size)[number]
+        return slice(start, start + self._batch_size)
+
+    def _width(self, number: int) -> int:
+        longest = max(self._sizes[self._slice(number)])
+        return int(self._widths[np.searchsorted(self._widths, longest)])
 
 
 def example_batches(
@@ -159,14 +181,46 @@ def example_batches(
     batch_size: int,
     lengths: Sequence[int],
     reduction: Reduction,
-) -> ExampleBatches:
-    """The given items, one example a row, sorted by length.
+) -> RowBatches:
+    """The given items, one example a row, sorted by length; one shape for each of ``lengths``."""
+    chosen = np.asarray(items, np.int64)
+    sizes = store.lengths[chosen] - 1
+    if sizes.size and sizes.max() > max(lengths):
+        raise ValueError(f"an example of {sizes.max() + 1} tokens fits none of {lengths}")
+    return RowBatches(
+        store,
+        list(chosen[np.argsort(sizes, kind="stable")][:, None]),
+        domain,
+        batch_size=batch_size,
+        widths=lengths,
+        max_segments=1,
+        reduction=reduction,
+    )
 
-    A batch is as wide as the smallest of ``lengths`` that holds its longest example, so there are
-    only ``len(lengths)`` shapes to compile. The last batch is filled with empty rows: weights and
-    segments 0, examples -1.
-    """
-    return ExampleBatches(store, items, domain, batch_size, lengths, reduction)
+
+def packed_batches(
+    store: TokenStore,
+    items: Sequence[int] | np.ndarray,
+    domain: int,
+    *,
+    batch_size: int,
+    row_length: int,
+    max_segments: int,
+    reduction: Reduction,
+) -> RowBatches:
+    """The given items packed into rows of one width: little padding, examples out of order."""
+    chosen = np.asarray(items, np.int64)
+    sizes = store.lengths[chosen] - 1
+    order, starts = pack(sizes, row_length, max_segments, window=max(1, len(chosen)))
+    return RowBatches(
+        store,
+        np.split(chosen[order], starts[1:-1]) if len(chosen) else [],
+        domain,
+        batch_size=batch_size,
+        widths=(row_length,),
+        max_segments=max_segments,
+        reduction=reduction,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

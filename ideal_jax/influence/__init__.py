@@ -8,12 +8,14 @@ from ideal_jax.influence.blocks import Blocks as Blocks
 from ideal_jax.influence.blocks import fit_blocks as fit_blocks
 from ideal_jax.influence.blocks import multiply_blocks as multiply_blocks
 from ideal_jax.influence.blocks import solve_blocks as solve_blocks
+from ideal_jax.influence.bootstrap import Intervals as Intervals
 from ideal_jax.influence.curvature import GaussNewton as GaussNewton
 from ideal_jax.influence.curvature import Hessian as Hessian
 from ideal_jax.influence.estimators import ESTIMATORS as ESTIMATORS
 from ideal_jax.influence.interface import Estimator as Estimator
 from ideal_jax.influence.interface import Fitted as Fitted
 from ideal_jax.influence.interface import Setting as Setting
+from ideal_jax.influence.matrix import ENDINGS as ENDINGS
 from ideal_jax.influence.matrix import Diagnostics as Diagnostics
 from ideal_jax.influence.matrix import estimate as estimate
 from ideal_jax.influence.matrix import influence_matrix as influence_matrix

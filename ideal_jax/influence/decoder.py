@@ -1,4 +1,8 @@
-"""The decoder as a ``Problem``: batches hold one example per row (``data.example_batches``)."""
+"""The decoder as a ``Problem``.
+
+Losses are per example, one or several in a row (``data.packed_batches``). What squares the gradient
+of an example, the curvature, wants one in a row (``data.example_batches``).
+"""
 
 import functools
 import re
@@ -39,8 +43,8 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
     def loss(logits_BxTxV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         chosen = jnp.take_along_axis(logits_BxTxV, batch["targets"][..., None], axis=-1)[..., 0]
         nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - chosen
-        weights = batch["weights"].astype(nll_BxT.dtype)
-        return jnp.sum(nll_BxT * weights, axis=1), jnp.sum(weights, axis=1)
+        weights_BxT = batch["weights"].astype(nll_BxT.dtype)
+        return _by_example(nll_BxT * weights_BxT, batch), _by_example(weights_BxT, batch)
 
     def sample_labels(logits_BxTxV: jax.Array, batch: Batch, key: jax.Array) -> dict[str, Any]:
         # Keyed by (domain, item, position): padding, packing and batch size change nothing.
@@ -55,6 +59,13 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         return {**batch, "targets": labels, "weights": jnp.sqrt(batch["weights"])}
 
     return Problem(outputs, loss, sample_labels, taps=_taps(model, layers, max_factor))
+
+
+def _by_example(x_BxT: jax.Array, batch: Batch) -> jax.Array:
+    """Sums over each example's tokens, [B·S], in the order of ``batch["examples"]``."""
+    numbers_S = 1 + jnp.arange(batch["examples"].shape[1])
+    own_BxTxS = batch["segments"][..., None] == numbers_S
+    return jnp.sum(jnp.where(own_BxTxS, x_BxT[..., None], 0), axis=1).reshape(-1)
 
 
 def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:

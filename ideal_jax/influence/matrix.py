@@ -4,18 +4,21 @@
 
 One reverse pass over the references gives ∇Q_i, the estimator s_i, one forward-mode pass over the
 training sample every s_iᵀ∇ℓ(x). For the reference sets' part of the error the same is done from the
-other side: t_j = (H + λI)⁻¹ ∂_{β_j}∇L_β and one pass over the references, −t_jᵀ∇ℓ(x).
+other side: t_j = (H + λI)⁻¹ ∂_{β_j}∇L_β and one pass over references, −t_jᵀ∇ℓ(x).
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from ideal_jax.errors import UserError
+from ideal_jax.influence.bootstrap import Intervals, intervals
 from ideal_jax.influence.estimators import find_estimator
-from ideal_jax.influence.interface import Setting
+from ideal_jax.influence.interface import Estimator, Setting
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.problem import (
     Batch,
@@ -27,9 +30,22 @@ from ideal_jax.influence.problem import (
     example_loss,
     silent,
 )
-from ideal_jax.influence.ratio import domain_weights, from_reference, from_training, mixing
+from ideal_jax.influence.ratio import (
+    Estimate,
+    domain_weights,
+    from_reference,
+    from_training,
+)
 from ideal_jax.influence.scores import Scores
-from ideal_jax.influence.sides import Solver, reference_side, training_side
+from ideal_jax.influence.sides import (
+    ReferenceSide,
+    Solutions,
+    Solver,
+    TrainingSide,
+    reference_side,
+    reference_solutions,
+    training_side,
+)
 from ideal_jax.mixture.state import InfluenceMatrix
 
 DEFAULTS = Options()
@@ -39,27 +55,41 @@ class Diagnostics(NamedTuple):
     """What an estimate knows beside its matrix.
 
     Attributes:
-      scores: by domain, s_iᵀ∇ℓ(x) for every sampled example: [R, rows] and their weights. The
+      scores: by domain, s_iᵀ∇ℓ(x) for every scored example: [R, examples] and their weights. The
         most negative s_iᵀ(∇ℓ − w∇L_0) are the examples that hurt i most.
       reference_loss: float64[R], Q_i in nats per unit of weight.
       adjoint: float64[R, n], the matrix computed from the references' side; it differs from
-        ``matrix`` by what the solves leave, when all the training examples were scored.
+        ``matrix`` by what the solves leave, when all examples of both sides were scored.
+      intervals: of the matrix and of α, by bootstrap, at the ``confidence`` asked for.
       alpha_uncovered: float64[n], the part of α that flows through parameters outside the tapped
         layers; None where the estimator treats all alike.
       block_damping: absolute λ of each block, by parameter.
       smallest_eigenvalue: of the curvature before damping, where the estimator looks for it.
       iterations: int64[R], conjugate-gradient products for each reference.
       domain_residual: float64[n], residuals of the solves behind ``stderr_reference``.
+      stages: how many of the samples of training examples were scored.
+      ended: why no more were: a word of ``ENDINGS``.
     """
 
     scores: dict[str, Scores]
     reference_loss: np.ndarray
     adjoint: np.ndarray
+    intervals: Intervals
     alpha_uncovered: np.ndarray | None
     block_damping: dict[str, tuple[float, ...]]
     smallest_eigenvalue: float | None
     iterations: np.ndarray
     domain_residual: np.ndarray
+    stages: int
+    ended: str
+
+
+# Why the scoring of training examples ended.
+ENDINGS = {
+    "given": "all the examples given were scored",
+    "signs": "the sign of every α is known",
+    "references": "what is not known of the signs of α is the references' to tell",
+}
 
 
 def influence_matrix(
@@ -120,6 +150,9 @@ def estimate(
     key: jax.Array | None = None,
     tangents: int | None = None,
     second_moment: Tree | None = None,
+    more: Sequence[Mapping[str, Sample]] = (),
+    spread: Mapping[str, Sample] | None = None,
+    confidence: float = 0.95,
     progress: Progress = silent,
 ) -> tuple[InfluenceMatrix, Diagnostics]:
     """Domain influence with what is known about how it was computed.
@@ -140,67 +173,145 @@ def estimate(
       tangents: right-hand sides solved and scored at a time; None: all. Conjugate gradients hold
         five parameter trees for each, beside n domain gradients.
       second_moment: v̂ of the optimizer, for "adam".
+      more: further examples of the domains, sample after sample, scored only while they can settle
+        the sign of some α_j: while it is open, and would not be if the references were all that
+        is in doubt. All R solutions are then kept, so ``tangents`` saves no memory; and gradients
+        are taken over all these examples, scored or not.
+      spread: reference examples, at least two each, whose scores tell the references' part of the
+        error; None: all of them. They cost 1 + 2n forward passes.
+      confidence: level of the bootstrap intervals, and at which a sign counts as known.
       progress: called with (phase, done, total): 0 first, and total when its results are there.
 
     Raises:
       UserError: an unknown estimator, a piece the problem lacks, or a sample that is too small.
     """
     chosen = find_estimator(estimator)
-    _check("domain", domains)
-    _check("reference", references)
+    spread = references if spread is None else spread
+    for kind, samples in (("domain", domains), ("reference", references), ("reference", spread)):
+        _check(kind, samples)
     v = _reference_weights(references, weights)
     key = jax.random.key(0) if key is None else key
     fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     chunk = tangents or max(len(references), len(domains))
     solver = Solver(example_loss(problem), params, chosen, fitted.state, chunk, progress)
 
-    forward = training_side(solver, references, domains, v)
-    samples, scored = list(domains.values()), list(forward.scores.values())
-    weights_n = domain_weights(samples, scored)
-    if chosen.domain_mean:
-        samples, centred = [sample._replace(weight=1.0) for sample in samples], False
-    with_alpha = [x._replace(scores=np.vstack([x.scores, v @ x.scores])) for x in scored]
-    training = from_training(samples, with_alpha, centred=centred)
-    uncentred = from_training(samples, with_alpha, centred=False).matrix[-1]
-    outside = None
-    if forward.outside is not None:
-        outside = from_training(samples, list(forward.outside.values()), centred=centred).matrix[0]
-
-    counted = domain_weights(samples, scored)
-    mixed = mixing(counted / counted.sum(), centred=centred)
-    backward = reference_side(solver, references, domains, mixed)
-    rows = [from_reference(references[name], x) for name, x in backward.scores.items()]
-    variance_reference = np.stack([row.variance for row in rows])
+    centred = centred and not chosen.domain_mean
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    every = functools.reduce(_joined, more, dict(domains))
+    backward = reference_side(solver, spread, every, centred=centred)
+    held = _reference_part(references, spread, backward)
+    solutions: Iterable[Solutions] = reference_solutions(solver, references, v)
+    if more:
+        solutions = list(solutions)
+    side = training_side(solver, solutions, domains)
+    train = _training_part(chosen, domains, side, v, centred)
+    stages, ended = 1, _ending(train.estimate, v**2 @ held.variance, z)
+    for further in more:
+        if ended != "given":
+            break
+        domains = _joined(domains, further)
+        side = side.joined(training_side(solver, solutions, further))
+        train = _training_part(chosen, domains, side, v, centred)
+        stages, ended = stages + 1, _ending(train.estimate, v**2 @ held.variance, z)
+    del solutions
 
     matrix = InfluenceMatrix(
         references=tuple(references),
         domains=tuple(domains),
-        matrix=training.matrix[:-1],
-        stderr=np.sqrt(training.variance[:-1] + variance_reference),
-        alpha=training.matrix[-1],
-        alpha_stderr=np.sqrt(training.variance[-1] + v**2 @ variance_reference),
-        stderr_train=np.sqrt(training.variance[:-1]),
-        stderr_reference=np.sqrt(variance_reference),
-        common_mode=_common_mode(uncentred),
-        shares=weights_n / weights_n.sum(),
-        examples_used=sum(sample.drawn for sample in samples),
+        matrix=train.estimate.matrix[:-1],
+        stderr=np.sqrt(train.estimate.variance[:-1] + held.variance),
+        alpha=train.estimate.matrix[-1],
+        alpha_stderr=np.sqrt(train.estimate.variance[-1] + v**2 @ held.variance),
+        stderr_train=np.sqrt(train.estimate.variance[:-1]),
+        stderr_reference=np.sqrt(held.variance),
+        common_mode=_common_mode(train.uncentred),
+        shares=train.shares,
+        examples_used=sum(sample.drawn for sample in domains.values()),
         estimator=estimator,
         damping=fitted.damping,
         damping_mode=options.damping_mode,
         damping_value=options.damping,
-        solve_residual=forward.residuals,
+        solve_residual=side.residuals,
         centred=centred,
     )
     return matrix, Diagnostics(
-        scores=forward.scores,
-        reference_loss=forward.loss,
-        adjoint=np.stack([row.matrix for row in rows]),
-        alpha_uncovered=outside,
+        scores=side.scores,
+        reference_loss=side.loss,
+        adjoint=held.matrix,
+        intervals=intervals(
+            list(zip(train.samples, side.scores.values(), strict=True)),
+            [(spread[name], x, references[name].drawn) for name, x in backward.scores.items()],
+            v,
+            centred=centred,
+            level=confidence,
+        ),
+        alpha_uncovered=train.outside,
         block_damping=fitted.block_damping,
         smallest_eigenvalue=fitted.smallest_eigenvalue,
-        iterations=forward.iterations,
+        iterations=side.iterations,
         domain_residual=backward.residuals,
+        stages=stages,
+        ended=ended,
     )
+
+
+class _TrainingPart(NamedTuple):
+    """What the training examples' scores say: A with α as its last row, and beside it."""
+
+    estimate: Estimate
+    uncentred: np.ndarray  # float64[n], α without the derivative of the normaliser
+    outside: np.ndarray | None  # float64[n], α through uncovered parameters
+    shares: np.ndarray  # float64[n], W_j / W
+    samples: list[Sample]  # as they count
+
+
+def _training_part(
+    estimator: Estimator,
+    domains: Mapping[str, Sample],
+    side: TrainingSide,
+    v: np.ndarray,
+    centred: bool,
+) -> _TrainingPart:
+    scored = list(side.scores.values())
+    weights = domain_weights(list(domains.values()), scored)
+    samples = list(domains.values())
+    if estimator.domain_mean:
+        samples = [s._replace(weight=1.0) for s in samples]
+    with_alpha = [x._replace(scores=np.vstack([x.scores, v @ x.scores])) for x in scored]
+    outside = None
+    if side.outside is not None:
+        outside = from_training(samples, list(side.outside.values()), centred=centred).matrix[0]
+    return _TrainingPart(
+        estimate=from_training(samples, with_alpha, centred=centred),
+        uncentred=from_training(samples, with_alpha, centred=False).matrix[-1],
+        outside=outside,
+        shares=weights / weights.sum(),
+        samples=samples,
+    )
+
+
+def _reference_part(
+    references: Mapping[str, Sample], spread: Mapping[str, Sample], side: ReferenceSide
+) -> Estimate:
+    """A from the references' side with the variance that is theirs, [R, n]."""
+    rows = [
+        from_reference(spread[name], x, references[name].drawn) for name, x in side.scores.items()
+    ]
+    return Estimate(np.stack([r.matrix for r in rows]), np.stack([r.variance for r in rows]))
+
+
+def _joined(one: Mapping[str, Sample], other: Mapping[str, Sample]) -> dict[str, Sample]:
+    return {name: sample.joined(other[name]) for name, sample in one.items()}
+
+
+def _ending(train: Estimate, variance_reference: np.ndarray, z: float) -> str:
+    """Whether more training examples could still settle the sign of some α_j ("given": yes)."""
+    alpha = np.abs(train.matrix[-1])
+    unknown = alpha <= z * np.sqrt(train.variance[-1] + variance_reference)
+    hopeless = alpha <= z * np.sqrt(variance_reference)
+    if not unknown.any():
+        return "signs"
+    return "given" if np.any(unknown & ~hopeless) else "references"
 
 
 def _common_mode(alpha: np.ndarray) -> float:

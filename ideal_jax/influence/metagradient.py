@@ -60,6 +60,16 @@ class Trajectory(NamedTuple):
     domains: tuple[str, ...]
 
 
+def runs(mode: str, domains: int, references: int) -> float:
+    """Cost of a replay in training runs."""
+    return {"forward": 2.0 + 2 * domains, "reverse": 4.0 + 4 * references}[mode]
+
+
+def states(mode: str, steps: int, domains: int, references: int) -> float:
+    """Memory of a replay in training states, beside those of the run itself."""
+    return {"forward": float(domains), "reverse": references + 2.0 * math.sqrt(steps)}[mode]
+
+
 class Replayed(NamedTuple):
     """The derivative A_ij = ∂Q_i(θ_T)/∂β_j, float64[R, n], and what came with it."""
 

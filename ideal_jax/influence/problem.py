@@ -56,9 +56,11 @@ class Taps:
 class Problem:
     """A model and its loss, split where curvature needs it split.
 
-    Every leaf of a batch has the example axis B first. ``ℓ(x) = Σ_t c_t nll_t`` and
-    ``w(x) = Σ_t c_t``; an example that only pads the batch has ℓ = w = 0. The functions are static
-    arguments of compiled ones: build the problem once and pass the same object again.
+    Every leaf of a batch has the row axis B first. ``ℓ(x) = Σ_t c_t nll_t`` and
+    ``w(x) = Σ_t c_t``; an example that only pads the batch has ℓ = w = 0. Rows hold one example
+    each where curvature is fitted; where losses are differentiated they may hold several, and ℓ
+    and w are then longer than B. The functions are static arguments of compiled ones: build the
+    problem once and pass the same object again.
 
     Attributes:
       outputs: ``(params, batch) -> out``, the model's outputs, of which the loss is convex.
@@ -101,6 +103,28 @@ class Sample(NamedTuple):
     def drawn(self) -> int:
         """m, the examples in ``batches``."""
         return self.size if self.sampled is None else self.sampled
+
+    def joined(self, other: "Sample") -> "Sample":
+        """This sample and further examples of the same population."""
+        batches = _Chain((self.batches, other.batches))
+        return self._replace(batches=batches, sampled=self.drawn + other.drawn)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain(Sequence[Batch]):
+    """Sequences one after the other; nothing is read before it is asked for."""
+
+    parts: tuple[Sequence[Batch], ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, number: Any) -> Batch:
+        for part in self.parts:
+            if number < len(part):
+                return part[number]
+            number -= len(part)
+        raise IndexError(number)
 
 
 def example_loss(problem: Problem | LossFn) -> LossFn:

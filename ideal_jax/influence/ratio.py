@@ -75,13 +75,14 @@ def from_training(
     return Estimate(ratios @ mixed.T, np.maximum(variance, 0))
 
 
-def from_reference(sample: Sample, scored: Scores) -> Estimate:
+def from_reference(sample: Sample, scored: Scores, used: int | None = None) -> Estimate:
     """One row A_i. from the reference's side, and its variance over the choice of its examples.
 
     ``scored`` holds y_j = −t_jᵀ∇ℓ(x), t_j = (H+λ)⁻¹ ∂_{β_j}∇L; A_ij = Σ y / Σ w. The capability is
-    what the set stands for, so there is no finite-population correction.
+    what the set stands for, so there is no finite-population correction. The spread among the
+    examples of ``sample`` is taken for that of the ``used`` ones that ∇Q_i was taken over.
     """
     m = sample.drawn
     row = scored.scores.sum(1) / scored.weights.sum()
     residual = (scored.scores - row[:, None] * scored.weights) / (scored.weights.sum() / m)
-    return Estimate(row, np.sum(residual**2, axis=1) / (m * (m - 1)))
+    return Estimate(row, np.sum(residual**2, axis=1) / ((used or m) * (m - 1)))

@@ -20,15 +20,22 @@ class MeanGradient(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One row per example, in the order of the batches, padding rows included.
+    """One column per example, in the order of the batches, padding included.
 
     Attributes:
-      scores: float64[r, rows], vᵀ∇ℓ(x) for each tangent v.
-      weights: float64[rows], w(x); 0 in padding rows.
+      scores: float64[r, examples], vᵀ∇ℓ(x) for each tangent v.
+      weights: float64[examples], w(x); 0 in padding.
     """
 
     scores: np.ndarray
     weights: np.ndarray
+
+    def joined(self, other: "Scores") -> "Scores":
+        """These rows and then the other's."""
+        return Scores(
+            np.concatenate([self.scores, other.scores], axis=1),
+            np.concatenate([self.weights, other.weights]),
+        )
 
 
 def mean_gradient(

@@ -1,10 +1,11 @@
 """The two sides of s_iᵀ∂_β∇L = ∇Q_iᵀt_j: solve for the references, or for the domains.
 
 Each side solves for a chunk of right-hand sides, scores the other side's examples along the
-solutions, and forgets them: no more than a chunk of solutions exists.
+solutions, and forgets them: no more than a chunk of solutions exists, unless they are kept to score
+more examples later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.influence.interface import Estimator
 from ideal_jax.influence.passes import Placement, combine, stack
 from ideal_jax.influence.problem import LossFn, Progress, Sample, Tree
+from ideal_jax.influence.ratio import mixing
 from ideal_jax.influence.scores import MeanGradient, Scores, example_scores, mean_gradient
 
 
@@ -29,13 +31,29 @@ class Solver(NamedTuple):
     progress: Progress
 
 
+class Solutions(NamedTuple):
+    """s_i of a chunk of references.
+
+    Attributes:
+      tangents: stacked; behind them Σ_i v_i s_i of the chunk over the uncovered parameters alone,
+        where the estimator treats those differently.
+      loss: float64[chunk], Q_i.
+      residuals, iterations: of the solves.
+    """
+
+    tangents: Tree
+    loss: np.ndarray
+    residuals: np.ndarray
+    iterations: np.ndarray
+
+
 class TrainingSide(NamedTuple):
     """Scores of the training examples.
 
     Attributes:
-      scores: by domain, s_iᵀ∇ℓ(x): [R, rows].
-      outside: by domain, Σ_i v_i s_iᵀ∇ℓ(x) over the uncovered parameters alone, [1, rows]; None
-        where the estimator treats all alike.
+      scores: by domain, s_iᵀ∇ℓ(x): [R, examples].
+      outside: by domain, Σ_i v_i s_iᵀ∇ℓ(x) over the uncovered parameters alone, [1, examples];
+        None where the estimator treats all alike.
       loss: float64[R], Q_i.
       residuals: float64[R].
       iterations: int64[R].
@@ -47,12 +65,20 @@ class TrainingSide(NamedTuple):
     residuals: np.ndarray
     iterations: np.ndarray
 
+    def joined(self, other: "TrainingSide") -> "TrainingSide":
+        """With the scores of further examples."""
+        outside = None
+        if self.outside is not None and other.outside is not None:
+            outside = {name: x.joined(other.outside[name]) for name, x in self.outside.items()}
+        scores = {name: x.joined(other.scores[name]) for name, x in self.scores.items()}
+        return self._replace(scores=scores, outside=outside)
+
 
 class ReferenceSide(NamedTuple):
     """Scores of the reference examples.
 
     Attributes:
-      scores: by reference, −t_jᵀ∇ℓ(x): [n, rows].
+      scores: by reference, −t_jᵀ∇ℓ(x): [n, examples].
       residuals: float64[n].
     """
 
@@ -60,38 +86,43 @@ class ReferenceSide(NamedTuple):
     residuals: np.ndarray
 
 
-def training_side(
-    solver: Solver,
-    references: Mapping[str, Sample],
-    domains: Mapping[str, Sample],
-    v: np.ndarray,
-) -> TrainingSide:
-    """Solves for s_i and scores the domains' examples."""
+def reference_solutions(
+    solver: Solver, references: Mapping[str, Sample], v: np.ndarray
+) -> Iterator[Solutions]:
+    """Solves for s_i, a chunk of references at a time."""
     placement = Placement.of(solver.params).stacked()
     names = list(references)
-    chunks: dict[str, list[Scores]] = {name: [] for name in domains}
-    outside: dict[str, np.ndarray] = {}
-    losses, residuals, iterations = [], [], []
     for start in range(0, len(names), solver.chunk):
         part = names[start : start + solver.chunk]
         means = [_mean(solver, "reference", name, references[name]) for name in part]
-        losses += [mean.loss for mean in means]
+        losses = np.array([mean.loss for mean in means])
         gradients = stack([mean.gradient for mean in means], placement)
         del means
         solved = solver.estimator.solve(solver.state, gradients, progress=solver.progress)
         del gradients
-        residuals.append(solved.residuals)
-        iterations.append(solved.iterations)
         tangents = solved.solutions
-        del solved
         if solver.estimator.uncovered is not None:
             rest = solver.estimator.uncovered(solver.state, tangents)
             rest = combine(v[None, start : start + len(part)], rest, placement)
             tangents = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tangents, rest)
+        yield Solutions(tangents, losses, solved.residuals, solved.iterations)
+
+
+def training_side(
+    solver: Solver, solutions: Iterable[Solutions], domains: Mapping[str, Sample]
+) -> TrainingSide:
+    """Scores the domains' examples along the solutions."""
+    chunks: dict[str, list[Scores]] = {name: [] for name in domains}
+    outside: dict[str, np.ndarray] = {}
+    facts = []
+    for solved in solutions:
+        size = len(solved.loss)
+        facts.append(solved[1:])
         for name, sample in domains.items():
-            x = _scores(solver, tangents, sample, "training scores")
-            chunks[name].append(Scores(x.scores[: len(part)], x.weights))
-            outside[name] = outside.get(name, 0) + x.scores[len(part) :]
+            x = _scores(solver, solved.tangents, sample, "training scores")
+            chunks[name].append(Scores(x.scores[:size], x.weights))
+            outside[name] = outside.get(name, 0) + x.scores[size:]
+    loss, residuals, iterations = map(np.concatenate, zip(*facts, strict=True))
     return TrainingSide(
         scores={
             name: Scores(np.vstack([x.scores for x in parts]), parts[0].weights)
@@ -100,9 +131,9 @@ def training_side(
         outside={name: Scores(outside[name], parts[0].weights) for name, parts in chunks.items()}
         if solver.estimator.uncovered is not None
         else None,
-        loss=np.array(losses),
-        residuals=np.concatenate(residuals),
-        iterations=np.concatenate(iterations),
+        loss=loss,
+        residuals=residuals,
+        iterations=iterations,
     )
 
 
@@ -110,7 +141,8 @@ def reference_side(
     solver: Solver,
     references: Mapping[str, Sample],
     domains: Mapping[str, Sample],
-    mixed: np.ndarray,
+    *,
+    centred: bool,
 ) -> ReferenceSide:
     """Solves for t_j, with ∂_{β_j}∇L = −Σ_k M_jk ḡ_k, and scores the references' examples.
 
@@ -118,7 +150,13 @@ def reference_side(
     is by far the largest, and would leave its residual in the difference.
     """
     placement = Placement.of(solver.params).stacked()
-    means = stack([_mean(solver, "domain", k, domains[k]).gradient for k in domains], placement)
+    found = {name: _mean(solver, "domain", name, sample) for name, sample in domains.items()}
+    weights = np.ones(len(domains))
+    if not solver.estimator.domain_mean:
+        weights = np.array([_weight(domains[k], mean) for k, mean in found.items()])
+    mixed = mixing(weights / weights.sum(), centred=centred)
+    means = stack([mean.gradient for mean in found.values()], placement)
+    del found
     chunks: dict[str, list[Scores]] = {name: [] for name in references}
     residuals = []
     for start in range(0, len(domains), solver.chunk):
@@ -127,6 +165,7 @@ def reference_side(
         residuals.append(solved.residuals)
         for name, sample in references.items():
             chunks[name].append(_scores(solver, solved.solutions, sample, "reference scores"))
+            _refuse_weightless("reference", name, chunks[name][-1].weights.sum())
     return ReferenceSide(
         scores={
             name: Scores(-np.vstack([x.scores for x in parts]), parts[0].weights)
@@ -134,6 +173,11 @@ def reference_side(
         },
         residuals=np.concatenate(residuals),
     )
+
+
+def _weight(sample: Sample, mean: MeanGradient) -> float:
+    """W_j: known, or N_j times the mean of the sample."""
+    return sample.size * mean.weight / sample.drawn if sample.weight is None else sample.weight
 
 
 def _mean(solver: Solver, kind: str, name: str, sample: Sample) -> MeanGradient:
@@ -144,9 +188,13 @@ def _mean(solver: Solver, kind: str, name: str, sample: Sample) -> MeanGradient:
         phase=f"{kind} gradients",
         progress=solver.progress,
     )
-    if not mean.weight > 0:
-        raise UserError(f"{kind} '{name}' has no supervised weight: all its w(x) are 0")
+    _refuse_weightless(kind, name, mean.weight)
     return mean
+
+
+def _refuse_weightless(kind: str, name: str, weight: float) -> None:
+    if not weight > 0:
+        raise UserError(f"{kind} '{name}' has no supervised weight: all its w(x) are 0")
 
 
 def _scores(solver: Solver, tangents: Tree, sample: Sample, phase: str) -> Scores:

@@ -5,22 +5,24 @@ Forward = 2·P_matrix + 4·L·T·N·H per token; backward = 2 × forward (Kaplan
 appendix; Chowdhery et al., arXiv 2204.02311, appendix B).
 """
 
-from ideal_jax.mixture import InfluenceMatrix
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from ideal_jax.models import DecoderConfig
 
-# Passes (forward and backward) over the curvature examples that an estimator is fitted with.
-_FITTING = {
-    "identity": 0,
-    "adam": 0,
-    "fisher_diag": 1,
-    "kfac": 2,
-    "ekfac": 3,
-    "ggn_cg": 3,
-    "hessian_cg": 3,
-    "official": 2,
-}
+# Kronecker-factored passes over the curvature examples: factors; factors and eigenvalues.
+_KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
+_DIAGONAL = ("fisher_diag", "kfac", "ekfac", "ggn_cg", "hessian_cg")
 # Forward passes that one product of its curvature with one vector costs.
 _PRODUCT = {"ggn_cg": 4, "hessian_cg": 6}
+
+
+class Matrix(NamedTuple):
+    """A dense layer with Kronecker factors: L layers of I×O."""
+
+    layers: int
+    inputs: int
+    outputs: int
 
 
 def forward_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
@@ -33,35 +35,35 @@ def forward_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
 
 
 def train_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
-    """FLOPs of training on ``tokens`` tokens: forward, and a backward of twice that."""
+    """FLOPs of training on tokens, or of a gradient: forward, and a backward of twice that."""
     return 3.0 * forward_flops(cfg, tokens, length)
 
 
-def influence_flops(
+def curvature_flops(
     cfg: DecoderConfig,
     length: float,
-    matrix: InfluenceMatrix,
-    *,
-    scored: float,
-    held: float,
-    curved: float,
-    products: int,
-    probes: int,
+    estimator: str,
+    tokens: float,
+    matrices: Sequence[Matrix],
+    vectors: float,
 ) -> float:
-    """FLOPs of one influence matrix; a tangent of a jvp costs two forward passes.
+    """FLOPs of fitting a curvature to ``tokens`` tokens and of its products with ``vectors``.
 
-    Args:
-      cfg, length: as of ``forward_flops``.
-      matrix: what came out; its estimator and size count.
-      scored, held, curved: tokens of training examples, of reference examples and of those the
-        curvature is taken over, padding included.
-      products: of conjugate gradients, for each side.
-      probes: products that look for the smallest eigenvalue ("hessian_cg").
+    A pass for factors is a forward and a backward through the activations alone (as much again),
+    and the second moments of inputs and output gradients; one for eigenvalues rotates these and
+    forms each example's gradient; one for the diagonal is a forward and a backward. An
+    eigendecomposition of b×b counts 9 b³ (Golub and Van Loan, 4th ed., §8.3).
     """
-    R, n = matrix.matrix.shape
-    forwards = scored * (3.0 + 1 + 2 * R) + held * (3.0 + 1 + 2 * n)
-    forwards += curved * 3.0 * _FITTING[matrix.estimator]
-    if matrix.estimator in _PRODUCT:
-        vectors = (products + 1) * (R + n) + (probes if matrix.estimator == "hessian_cg" else 0)
-        forwards += curved * _PRODUCT[matrix.estimator] * vectors
-    return forward_flops(cfg, forwards, length)
+    forwards = tokens * _PRODUCT.get(estimator, 0) * vectors
+    forwards += tokens * 3 * (estimator in _DIAGONAL)
+    passes = _KRONECKER.get(estimator, 0)
+    total = forward_flops(cfg, forwards + tokens * 2 * passes, length)
+    for L, I, O in matrices if passes else ():  # noqa: E741
+        total += L * (2.0 * tokens * passes * (I * I + O * O) + 9.0 * (I**3 + O**3))
+        total += L * 2.0 * tokens * I * O * (passes - 1)
+    return total
+
+
+def score_flops(cfg: DecoderConfig, length: float, tokens: float, tangents: int) -> float:
+    """FLOPs of derivatives of ``tokens`` tokens' losses: a tangent costs two forward passes."""
+    return forward_flops(cfg, tokens * (1 + 2 * tangents), length)

@@ -256,10 +256,10 @@ def test_scores_come_with_the_matrix_and_progress_is_told(tiny):
         "factors",
         "eigenvalues",
         "diagonal",
-        "reference gradients",
-        "training scores",
         "domain gradients",
         "reference scores",
+        "reference gradients",
+        "training scores",
     ]
     for phase in phases:
         own = [(done, total) for name, done, total in events if name == phase]

@@ -74,13 +74,15 @@ def test_mixing_removes_the_common_part():
     np.testing.assert_array_equal(mixing(shares, centred=False), -np.diag(shares))
 
 
-@pytest.mark.parametrize(("estimator", "repeats"), [("identity", 150), ("ekfac", 60)])
-def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator, repeats):
+@pytest.mark.parametrize(
+    ("estimator", "repeats", "most"), [("identity", 200, 0.98), ("ekfac", 60, 0.99)]
+)
+def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator, repeats, most):
     rng = np.random.default_rng(3)
-    domains = [tiny.examples(n, seed=i, tilt=2 * i) for i, n in enumerate((150, 90, 60))]
+    domains = [tiny.examples(n, seed=i, tilt=2 * i) for i, n in enumerate((500, 300, 200))]
     references = [tiny.examples(1000, seed=7 + i, tilt=i) for i in range(2)]
     together = {k: np.concatenate([d[k] for d in domains]) for k in domains[0]}
-    curvature = tiny.batches({k: v[::3] for k, v in together.items()}, 100)
+    curvature = tiny.batches({k: v[::10] for k, v in together.items()}, 100)
 
     def sample(examples, count):
         rows = rng.permutation(len(examples["ids"]))[:count]
@@ -97,14 +99,18 @@ def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator, repeats
             curvature=curvature,
             estimator=estimator,
             options=Options(),
-        )[0]
+        )
 
-    truth = matrix(lambda d: len(d["ids"]), lambda r: len(r["ids"]))
-    found = [matrix(lambda d: 40, lambda r: 40) for _ in range(repeats)]
+    truth, _ = matrix(lambda d: len(d["ids"]), lambda r: len(r["ids"]))
+    found, notes = zip(*(matrix(lambda d: 100, lambda r: 100) for _ in range(repeats)), strict=True)
     within = [np.abs(f.matrix - truth.matrix) <= 1.96 * f.stderr for f in found]
     within_alpha = [np.abs(f.alpha - truth.alpha) <= 1.96 * f.alpha_stderr for f in found]
-    assert 0.88 <= np.mean(within) <= 0.99
-    assert 0.88 <= np.mean(within_alpha) <= 1.0
+    assert 0.90 <= np.mean(within) <= most
+    assert 0.90 <= np.mean(within_alpha) <= most
+    drawn = [
+        (x.low <= truth.matrix) & (truth.matrix <= x.high) for x in (n.intervals for n in notes)
+    ]
+    assert 0.88 <= np.mean(drawn) <= most
     # Neither part alone is enough.
     for part in ("stderr_train", "stderr_reference"):
         alone = [np.abs(f.matrix - truth.matrix) <= 1.96 * getattr(f, part) for f in found]

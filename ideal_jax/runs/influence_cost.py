@@ -1,0 +1,85 @@
+"""What an influence estimate costs in FLOPs, before and after."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ideal_jax.influence import ESTIMATORS, Problem, Sample
+from ideal_jax.influence.problem import leaf_name
+from ideal_jax.mixture import MixturePlan
+from ideal_jax.runs import cost
+from ideal_jax.runs.influence_samples import Placed
+from ideal_jax.runs.session import Session, abstract_params
+from ideal_jax.runs.train_run import round_recipe
+
+_PADDING = 1.1  # positions computed for each token, where rows are packed
+
+
+def round_flops(session: Session, plan: MixturePlan) -> float:
+    """FLOPs of training on a round's mixture."""
+    recipe, length = round_recipe(session, plan), session.config.data.row_length
+    return cost.train_flops(session.model.cfg, recipe.steps * recipe.batch_size * length, length)
+
+
+class Price:
+    """FLOPs of an influence estimate, before and after."""
+
+    def __init__(
+        self,
+        session: Session,
+        problem: Problem,
+        references: dict[str, Sample],
+        spread: dict[str, Sample],
+        curvature: Sequence[Placed],
+    ):
+        options, self._params = (
+            session.config.influence,
+            abstract_params(session.model, session.mesh),
+        )
+        self._cfg, self._length = session.model.cfg, session.config.data.row_length
+        self._name, self._iterations = options.estimator, options.iterations
+        self._R, self._n = len(references), len(session.names)
+        self._tangents = self._R + (ESTIMATORS[self._name].uncovered is not None)
+        self._held, self._spread = _positions(references), _positions(spread)
+        self._curved = sum(part.positions for part in curvature)
+        self._matrices = _matrices(problem, abstract_params(session.model, session.mesh))
+
+    def paid(
+        self,
+        scored: Sequence[Mapping[str, Sample]],
+        given: Sequence[Mapping[str, Sample]],
+        products: int,
+    ) -> float:
+        """What it cost to score these of the given stages, with ``products`` a solve."""
+        cfg, length = self._cfg, self._length
+        total = self._fixed(products)
+        total += cost.train_flops(cfg, sum(map(_positions, given)), length)
+        return total + cost.score_flops(cfg, length, sum(map(_positions, scored)), self._tangents)
+
+    def affordable(self, flops: float) -> float:
+        """Training tokens that can be scored for ``flops``; some padding is allowed for."""
+        each = cost.score_flops(self._cfg, self._length, _PADDING, self._tangents)
+        each += cost.train_flops(self._cfg, _PADDING, self._length)
+        return max(flops - self._fixed(self._iterations), 0.0) / each
+
+    def _fixed(self, products: int) -> float:
+        vectors = (products + 1.0) * (self._R + self._n)
+        vectors += self._iterations * (self._name == "hessian_cg")
+        cfg, length = self._cfg, self._length
+        total = cost.curvature_flops(cfg, length, self._name, self._curved, self._matrices, vectors)
+        total += cost.train_flops(cfg, self._held, length)
+        return total + cost.score_flops(cfg, length, self._spread, self._n)
+
+
+def _matrices(problem: Problem, params: Any) -> list[cost.Matrix]:
+    """The dense layers with Kronecker factors."""
+    shapes = {leaf_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    layers = problem.taps.layers if problem.taps else ()
+    return [cost.Matrix(math.prod(shapes[x.leaf][:-2]), *shapes[x.leaf][-2:]) for x in layers]
+
+
+def _positions(samples: Mapping[str, Sample]) -> int:
+    """Tokens of all the samples, padding included."""
+    return sum(sample.batches.positions for sample in samples.values())  # type: ignore[attr-defined]
