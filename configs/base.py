@@ -95,7 +95,10 @@ def get_config() -> ConfigDict:
     i.fisher = "sampled"  # [result] labels for Fisher factors: "sampled" or "empirical"
     i.layers = "all"  # [result] dense layers with Kronecker factors: "all", "mlp" or a regex
     i.uncovered = "diagonal"  # [result] other parameters: "diagonal" Fisher or "drop"
+    i.inversion = "damped"  # [result] of Kronecker factors: "damped", "pseudoinverse", "tikhonov"
+    i.important = 1.0  # [result] share of the layers that count: lowest eigenvalue variance
     i.max_factor = 8192  # [result] a layer wider than this is left to the diagonal
+    i.layer_groups = 1  # [runtime] parts in which layers are fitted, to save memory
     i.tangents = 0  # [runtime] right-hand sides solved and scored at one time; 0: all
     i.weights = ""  # [result] v: weight of each capability, in order; empty: equal
     i.replay = "forward"  # [result] metagradient: "forward" (all errors) or "reverse" (less memory)

@@ -21,6 +21,7 @@ RUNTIME = frozenset(
         "data.prefetch",
         "eval.batch_size",
         "influence.batch_size",
+        "influence.layer_groups",
         "influence.tangents",
         "logging.progress",
         "loss.block",

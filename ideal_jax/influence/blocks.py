@@ -1,8 +1,8 @@
 """Block curvature as fitted: a Kronecker eigenbasis per tapped layer, a diagonal for the rest."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from ideal_jax import trees
 from ideal_jax.errors import UserError
-from ideal_jax.influence import kfac
+from ideal_jax.influence import inversion, kfac
 from ideal_jax.influence.curvature import regulariser_product, total_weight
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.passes import Placement, accumulate
@@ -27,18 +27,41 @@ from ideal_jax.influence.problem import (
 from ideal_jax.influence.solve import Solved
 
 
-class Blocks(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("bases", "diagonal", "damping", "kept"),
+    meta_fields=("inversion",),
+)
+@dataclasses.dataclass(frozen=True)
+class Blocks:
     """H + λI, block by block, keyed by ``leaf_name``; a leaf in neither dict is dropped.
 
     Attributes:
       bases: eigenbasis and eigenvalues of a tapped kernel, the regulariser's included.
       diagonal: curvature of each scalar of an uncovered leaf, the regulariser's included.
       damping: absolute λ: [L] of a tapped kernel, [] of an uncovered leaf.
+      kept: bool[L] of a tapped kernel: its layers that count as important; None: all do.
+      inversion: the rule that λ is used by, see ``influence.inversion``.
     """
 
     bases: dict[str, kfac.Basis]
     diagonal: dict[str, jax.Array]
     damping: dict[str, jax.Array]
+    kept: dict[str, jax.Array] | None = None
+    inversion: str = "damped"
+
+    def denominators(self, name: str) -> jax.Array:
+        """By what components in a leaf's eigenbasis are divided, shaped as its eigenvalues."""
+        damping = self.damping[name]
+        rule = inversion.RULES.get(self.inversion, inversion.damped)
+        if name in self.diagonal:
+            return rule(self.diagonal[name], damping)
+        basis = self.bases[name]
+        if self.inversion == "tikhonov":
+            a, g = basis.spectra
+            smooth = basis.eigenvalues - a[:, :, None] * g[:, None, :]
+            return inversion.tikhonov(a, g, damping) + smooth
+        return rule(basis.eigenvalues, damping[:, None, None])
 
     def mean_damping(self) -> float:
         """λ averaged over the parameters it is added to."""
@@ -72,29 +95,74 @@ def fit_blocks(
     layer: exact for an L2 or proximal term.
     """
     _check_layers(problem, params)
-    placement = Placement.of(params)
-    fisher = options.fisher
+    bases: dict[str, kfac.Basis] = {}
+    variances: dict[str, jax.Array] = {}
+    for group in _layer_groups(problem, options.layer_groups):
+        found, spread = _fit_group(group, params, batches, key, options, refit, progress)
+        bases |= found
+        variances |= spread
+    diagonal: dict[str, jax.Array] = {}
+    if options.uncovered == "diagonal":
+        rest = tuple(i for name, i in leaf_indices(params).items() if name not in bases)
+        diagonal = _fisher_diagonal(problem, params, batches, rest, key, options.fisher, progress)
+    blocks = _damped(problem, options, params, bases, diagonal)
+    kept = _important(variances, options.important) if options.important < 1 else None
+    return dataclasses.replace(blocks, kept=kept)
+
+
+def _fit_group(
+    problem: Problem,
+    params: Tree,
+    batches: Sequence[Batch],
+    key: jax.Array,
+    options: Options,
+    refit: bool,
+    progress: Progress,
+) -> tuple[dict[str, kfac.Basis], dict[str, jax.Array]]:
+    """The tapped layers' bases, and the variance of K-FAC's eigenvalues, [L]."""
+    placement, fisher = Placement.of(params), options.fisher
     sums = accumulate(
-        lambda b: kfac.factor_sums(problem, fisher, options.max_factor, params, key, b),
+        lambda b: kfac.factor_sums(problem, fisher, options.max_factor, placement, params, key, b),
         batches,
         phase="factors",
         progress=progress,
     )
-    bases = kfac.eigenbasis(sums)
-    if refit:
-        squares = accumulate(
-            lambda b: kfac.eigenvalue_sums(problem, fisher, placement, bases, params, key, b),
-            batches,
-            phase="eigenvalues",
-            progress=progress,
-        )
-        bases = {n: b._replace(eigenvalues=squares[n] / sums.weight) for n, b in bases.items()}
-    diagonal: dict[str, jax.Array] = {}
-    if options.uncovered == "diagonal":
-        rest = tuple(i for name, i in leaf_indices(params).items() if name not in bases)
-        diagonal = _fisher_diagonal(problem, params, batches, rest, key, fisher, progress)
-    relative = options.damping_mode == "relative"
-    return _damped(problem, relative, params, bases, diagonal, options.damping)
+    bases = kfac.eigenbasis(problem, placement, sums)
+    variances = {name: jnp.var(b.eigenvalues, (1, 2)) for name, b in bases.items()}
+    if not refit:
+        return bases, variances
+    squares = accumulate(
+        lambda b: kfac.eigenvalue_sums(problem, fisher, placement, bases, params, key, b),
+        batches,
+        phase="eigenvalues",
+        progress=progress,
+    )
+    refitted = {n: b._replace(eigenvalues=squares[n] / sums.weight) for n, b in bases.items()}
+    return refitted, variances
+
+
+@functools.cache
+def _layer_groups(problem: Problem, count: int) -> tuple[Problem, ...]:
+    """The problem with a part of its layers each; those that share an input stay together."""
+    assert problem.taps is not None
+    layers, owners = problem.taps.layers, kfac.input_owners(problem)
+    inputs = list(dict.fromkeys(owners.values()))
+    per_group = -(-len(inputs) // count)
+    groups = [inputs[k : k + per_group] for k in range(0, len(inputs), per_group)]
+    if len(groups) == 1:
+        return (problem,)
+    chosen = [tuple(x for x in layers if owners[x.leaf] in group) for group in groups]
+    return tuple(
+        dataclasses.replace(problem, taps=dataclasses.replace(problem.taps, layers=part))
+        for part in chosen
+    )
+
+
+def _important(variances: dict[str, jax.Array], share: float) -> dict[str, jax.Array]:
+    """The given share of all layers, those whose eigenvalues vary least (arXiv 2505.12762)."""
+    ranked = np.sort(np.concatenate([np.asarray(jax.device_get(v)) for v in variances.values()]))
+    highest = ranked[max(1, round(share * len(ranked))) - 1]
+    return {name: variance <= highest for name, variance in variances.items()}
 
 
 def fit_diagonal(
@@ -109,8 +177,7 @@ def fit_diagonal(
     """The diagonal of the Fisher matrix for every parameter: one pass over the batches."""
     every = tuple(leaf_indices(params).values())
     diagonal = _fisher_diagonal(problem, params, batches, every, key, options.fisher, progress)
-    relative = options.damping_mode == "relative"
-    return _damped(problem, relative, params, {}, diagonal, options.damping)
+    return _damped(problem, options, params, {}, diagonal)
 
 
 def whole_diagonal(
@@ -118,8 +185,7 @@ def whole_diagonal(
 ) -> Blocks:
     """A given diagonal, one number for each parameter, as damped curvature."""
     named = {leaf_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(diagonal)}
-    relative = options.damping_mode == "relative"
-    return _damped(problem, relative, params, {}, named, options.damping)
+    return _damped(problem, options, params, {}, named)
 
 
 def _fisher_diagonal(
@@ -148,7 +214,7 @@ def _fisher_diagonal(
 @jax.jit
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     """(H + λI) v for every v on the leading axis; dropped leaves give zero."""
-    return _spectral(blocks, stacked, jnp.multiply)
+    return _spectral(blocks, stacked, _safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
@@ -167,11 +233,27 @@ def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
     return placement.like(_spectral(blocks, stacked, _safe_divide))
 
 
-def uncovered_part(blocks: Blocks, stacked: Tree) -> Tree:
-    """``stacked`` with zeros in the kernels that taps cover."""
-    return jax.tree_util.tree_map_with_path(
+def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
+    """What a solution consists of: "all" of what counts, and beside it
+
+    "uncovered", the part of "all" outside the kernels that taps cover; "unimportant", where not all
+    layers are kept, the part of the solution that does not count.
+    """
+    covered = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.zeros_like(x) if leaf_name(path) in blocks.bases else x, stacked
     )
+    if blocks.kept is None:
+        return {"all": stacked, "uncovered": covered}
+    kept = blocks.kept
+
+    def important(path: tuple, x: jax.Array) -> jax.Array:
+        if leaf_name(path) not in kept:
+            return x
+        return jnp.where(kept[leaf_name(path)].reshape(1, *x.shape[1:-2], 1, 1), x, 0)
+
+    counted = jax.tree_util.tree_map_with_path(important, stacked)
+    rest = jax.tree.map(jnp.subtract, stacked, counted)
+    return {"all": counted, "uncovered": covered, "unimportant": rest}
 
 
 @functools.partial(jax.jit, static_argnames="placement")
@@ -180,7 +262,7 @@ def _solve(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, j
         lambda path, x: x if leaf_name(path) in blocks.damping else jnp.zeros_like(x), stacked
     )
     solutions = placement.like(_spectral(blocks, kept, _safe_divide))
-    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, jnp.multiply), kept)
+    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, _safe_multiply), kept)
     norms = jax.vmap(trees.norm)(kept)
     residuals = jax.vmap(trees.norm)(left) / jnp.where(norms > 0, norms, 1)
     return solutions, placement.replicated(residuals)
@@ -189,20 +271,19 @@ def _solve(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, j
 def _spectral(
     blocks: Blocks, stacked: Tree, operation: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Tree:
-    """``operation(component, eigenvalue + λ)`` in the eigenbasis of each block."""
+    """``operation(component, denominator)`` in the eigenbasis of each block."""
 
     def leaf(path: tuple, x: jax.Array) -> jax.Array:
         name = leaf_name(path)
         if name in blocks.diagonal:
-            return operation(x, blocks.diagonal[name] + blocks.damping[name])
+            return operation(x, blocks.denominators(name))
         if name not in blocks.bases:
             return jnp.zeros_like(x)
-        basis = blocks.bases[name]
-        eigenvalues = basis.eigenvalues + blocks.damping[name][:, None, None]
+        basis, denominators = blocks.bases[name], blocks.denominators(name)
 
         def one(v: jax.Array) -> jax.Array:
-            rotated = kfac.rotate_kernel(v.reshape(eigenvalues.shape), basis)
-            result = kfac.rotate_kernel(operation(rotated, eigenvalues), basis, back=True)
+            rotated = kfac.rotate_kernel(v.reshape(denominators.shape), basis)
+            result = kfac.rotate_kernel(operation(rotated, denominators), basis, back=True)
             return result.reshape(v.shape)
 
         return jax.vmap(one)(x).astype(x.dtype)
@@ -210,18 +291,21 @@ def _spectral(
     return jax.tree_util.tree_map_with_path(leaf, stacked)
 
 
+def _safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(by), x * jnp.where(jnp.isfinite(by), by, 1), 0)
+
+
 def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
     return jnp.where(by > 0, x / jnp.where(by > 0, by, 1), 0)
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "relative"))
+@functools.partial(jax.jit, static_argnames=("problem", "options"))
 def _damped(
     problem: Problem | LossFn,
-    relative: bool,
+    options: Options,
     params: Tree,
     bases: dict[str, kfac.Basis],
     diagonal: dict[str, jax.Array],
-    damping: jax.Array,
 ) -> Blocks:
     ones = jax.tree.map(jnp.ones_like, params)
     smooth = {
@@ -232,7 +316,8 @@ def _damped(
     }
 
     def amount(mean: jax.Array) -> jax.Array:
-        return damping * mean if relative else jnp.full_like(mean, damping)
+        relative = options.damping_mode == "relative"
+        return options.damping * mean if relative else jnp.full_like(mean, options.damping)
 
     def with_smooth(name: str, basis: kfac.Basis) -> kfac.Basis:
         shift = jnp.mean(smooth[name].reshape(basis.eigenvalues.shape), (1, 2), keepdims=True)
@@ -243,6 +328,7 @@ def _damped(
         diagonal={n: d + smooth[n] for n, d in diagonal.items()},
         damping={n: amount(jnp.mean(b.eigenvalues, (1, 2))) for n, b in bases.items()}
         | {n: amount(jnp.mean(d)) for n, d in diagonal.items()},
+        inversion=options.inversion,
     )
 
 

@@ -123,7 +123,12 @@ def _preconditioner(name: str, problem: Problem, setting: Setting, damping: floa
         setting.batches,
         key=jax.random.split(setting.key)[0],
         options=dataclasses.replace(
-            setting.options, damping=damping, damping_mode="absolute", uncovered="diagonal"
+            setting.options,
+            damping=damping,
+            damping_mode="absolute",
+            uncovered="diagonal",
+            inversion="damped",
+            important=1.0,
         ),
         refit=True,
         progress=setting.progress,

@@ -92,15 +92,27 @@ def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
         return logits, {name: inputs[f"{name}/input"] for name in names}
 
     names = _chosen(model, layers, max_factor)
+    first: dict[str, str] = {}  # the chosen layer that reads an input, by the input's name
+    owners = {name: first.setdefault(_input_of(name), name) for name in names}
     return Taps(
         zeros=zeros,
         run=run,
         mask=lambda batch: batch["segments"] > 0,
         layers=tuple(
-            TapLayer(name, (*name.split("/"), "kernel"), scanned=name.startswith("layers/"))
+            TapLayer(
+                name,
+                (*name.split("/"), "kernel"),
+                scanned=name.startswith("layers/"),
+                shares=owners[name],
+            )
             for name in names
         ),
     )
+
+
+def _input_of(name: str) -> str:
+    """A name for what a dense layer reads: q, k and v read the same, and so do gate and up."""
+    return re.sub("/(q|k|v|gate|up)$", "/normalised", name)
 
 
 def _chosen(model: Decoder, layers: str, max_factor: int) -> tuple[str, ...]:

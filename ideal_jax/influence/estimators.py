@@ -15,7 +15,7 @@ import numpy as np
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence import block_estimators, cg_estimators, official
-from ideal_jax.influence.blocks import solve_blocks, uncovered_part
+from ideal_jax.influence.blocks import parts, solve_blocks
 from ideal_jax.influence.interface import Estimator, Fitted, Setting
 from ideal_jax.influence.problem import Progress, Tree, silent
 from ideal_jax.influence.solve import Solved
@@ -36,11 +36,12 @@ ESTIMATORS: dict[str, Estimator] = {
     "adam": Estimator(block_estimators.fit_adam, solve_blocks),
     "fisher_diag": Estimator(block_estimators.fit_fisher_diagonal, solve_blocks),
     "kfac": Estimator(
-        functools.partial(block_estimators.fit_kronecker, refit=False), solve_blocks, uncovered_part
+        functools.partial(block_estimators.fit_kronecker, refit=False), solve_blocks, parts
     ),
     "ekfac": Estimator(
-        functools.partial(block_estimators.fit_kronecker, refit=True), solve_blocks, uncovered_part
+        functools.partial(block_estimators.fit_kronecker, refit=True), solve_blocks, parts
     ),
+    "finite_time": Estimator(block_estimators.fit_finite_time, solve_blocks, parts),
     "ggn_cg": Estimator(cg_estimators.fit_gauss_newton, cg_estimators.solve),
     "hessian_cg": Estimator(cg_estimators.fit_hessian, cg_estimators.solve),
     "official": Estimator(official.fit, official.solve, domain_mean=True),

@@ -21,6 +21,7 @@ class Setting(NamedTuple):
       options: damping, Fisher and solver.
       second_moment: v̂, the optimizer's bias-corrected mean of squared gradients, like ``params``;
         only "adam" reads it.
+      time: τ, the sum of the learning rates of the training; only "finite_time" reads it.
     """
 
     problem: Problem | LossFn
@@ -29,6 +30,7 @@ class Setting(NamedTuple):
     key: jax.Array
     options: Options
     second_moment: Tree | None = None
+    time: float | None = None
     progress: Progress = silent
 
 
@@ -61,12 +63,12 @@ class Estimator(NamedTuple):
     Attributes:
       fit: the curvature in a setting.
       solve: with what ``fit`` gives.
-      uncovered: ``(state, stacked) -> stacked``: what lies outside the tapped layers, if that is
-        treated differently.
+      parts: ``(state, solutions) -> {name: part}`` where solutions have parts: "all" is what
+        counts, of the others the share of α is reported.
       domain_mean: whether a domain counts by its mean instead of its sum, which drops its size.
     """
 
     fit: Callable[[Setting], Fitted]
     solve: Solve
-    uncovered: Callable[[Any, Tree], Tree] | None = None
+    parts: Callable[[Any, Tree], dict[str, Tree]] | None = None
     domain_mean: bool = False

@@ -11,10 +11,12 @@ A factor wider than ``max_factor`` is split into k equal diagonal blocks, so all
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from ideal_jax.influence.passes import Placement, wide
 from ideal_jax.influence.problem import (
@@ -34,7 +36,7 @@ class Factors(NamedTuple):
     """Sums over examples, for each tapped layer by its kernel's ``leaf_name``.
 
     Attributes:
-      inputs: Σ a aᵀ, [L, k, b, b].
+      inputs: Σ a aᵀ, [L, k, b, b]; once for layers that share their input.
       outputs: Σ g gᵀ, [L, q, c, c].
       positions: number of real positions.
       weight: Σ w.
@@ -47,42 +49,92 @@ class Factors(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """Eigenvectors (columns) of A and G of one layer, and the eigenvalues of A ⊗ G, [L, I, O]."""
+    """The eigenbasis of one layer.
+
+    Attributes:
+      inputs, outputs: eigenvectors of A and of G in columns, [L, k, b, b] and [L, q, c, c].
+      spectra: their eigenvalues, [L, I] and [L, O].
+      eigenvalues: of A ⊗ G, or fitted in its eigenbasis, [L, I, O].
+    """
 
     inputs: jax.Array
     outputs: jax.Array
+    spectra: tuple[jax.Array, jax.Array]
     eigenvalues: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "fisher", "max_factor"))
+@functools.partial(jax.jit, static_argnames=("problem", "fisher", "max_factor", "placement"))
 def factor_sums(
-    problem: Problem, fisher: str, max_factor: int, params: Tree, key: jax.Array, batch: Batch
+    problem: Problem,
+    fisher: str,
+    max_factor: int,
+    placement: Placement,
+    params: Tree,
+    key: jax.Array,
+    batch: Batch,
 ) -> Factors:
     """The factors' sums over one batch."""
     taps, w_B = _tapped(problem, fisher, params, key, batch)
-    moment = functools.partial(_second_moment, max_factor=max_factor)
+    readers = input_owners(problem)
+
+    def moment(x: jax.Array) -> jax.Array:
+        return placement.spread(_second_moment(x, max_factor))
+
     assert problem.taps is not None
     return Factors(
-        inputs={name: moment(a) for name, (a, _) in taps.items()},
+        inputs={name: moment(taps[name][0]) for name in dict.fromkeys(readers.values())},
         outputs={name: moment(g) for name, (_, g) in taps.items()},
         positions=jnp.sum(wide(problem.taps.mask(batch))),
         weight=jnp.sum(wide(w_B)),
     )
 
 
-@jax.jit
-def eigenbasis(factors: Factors) -> dict[str, Basis]:
-    """Eigenvectors of the factors, with K-FAC's eigenvalues λ_A λ_Gᵀ."""
+@functools.partial(jax.jit, static_argnames=("problem", "placement"))
+def eigenbasis(problem: Problem, placement: Placement, factors: Factors) -> dict[str, Basis]:
+    """Eigenvectors of the factors, with K-FAC's eigenvalues λ_A λ_Gᵀ.
 
-    def layer(inputs: jax.Array, outputs: jax.Array) -> Basis:
-        a, q_a = jnp.linalg.eigh(inputs / factors.positions)
-        g, q_g = jnp.linalg.eigh(outputs / factors.weight)
-        # A factor is positive semidefinite; rounding is not.
-        a = jnp.maximum(a.reshape(a.shape[0], -1), 0)
-        g = jnp.maximum(g.reshape(g.shape[0], -1), 0)
-        return Basis(q_a, q_g, a[:, :, None] * g[:, None, :])
+    Every device decomposes its share of the matrices, layer by layer, whatever they belong to.
+    """
+    means = {("a", n): x / factors.positions for n, x in factors.inputs.items()}
+    means |= {("g", n): x / factors.weight for n, x in factors.outputs.items()}
+    found = _decomposed(means, placement)
+    bases = {}
+    for name, owner in input_owners(problem).items():
+        (a, q_a), (g, q_g) = found["a", owner], found["g", name]
+        bases[name] = Basis(q_a, q_g, (a, g), a[:, :, None] * g[:, None, :])
+    return bases
 
-    return {name: layer(factors.inputs[name], factors.outputs[name]) for name in factors.inputs}
+
+def _decomposed(
+    matrices: dict[tuple[str, str], jax.Array], placement: Placement
+) -> dict[tuple[str, str], tuple[jax.Array, jax.Array]]:
+    """Eigenvalues [L, k·b], at least 0, and eigenvectors [L, k, b, b] of stacks [L, k, b, b]."""
+    found = {}
+    for width in {x.shape[-1] for x in matrices.values()}:
+        same = {name: x for name, x in matrices.items() if x.shape[-1] == width}
+        stack = jnp.concatenate([x.reshape(-1, width, width) for x in same.values()])
+        values, vectors = _split_over_devices(jnp.linalg.eigh, stack, placement.mesh)
+        start = 0
+        for name, x in same.items():
+            L, k = x.shape[:2]
+            here = slice(start, start + L * k)
+            # A factor is positive semidefinite; rounding is not.
+            spectrum = jnp.maximum(values[here].reshape(L, -1), 0)
+            found[name] = spectrum, placement.spread(vectors[here].reshape(x.shape))
+            start += L * k
+    return found
+
+
+def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: Mesh | None) -> Any:
+    """``fn`` of a stack, every device taking its share of the leading axis."""
+    if mesh is None:
+        return fn(stack)
+    count = stack.shape[0]
+    missing = -count % mesh.size
+    padding = jnp.zeros((missing, *stack.shape[1:]), stack.dtype)
+    axis = PartitionSpec(mesh.axis_names)
+    split = jax.shard_map(fn, mesh=mesh, in_specs=axis, out_specs=axis)
+    return jax.tree.map(lambda x: x[:count], split(jnp.concatenate([stack, padding])))
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "fisher", "placement"))
@@ -165,6 +217,13 @@ def covered_leaves(problem: Problem) -> dict[str, TapLayer]:
     """The tapped layers by the ``leaf_name`` of their kernels."""
     assert problem.taps is not None
     return {layer.leaf: layer for layer in problem.taps.layers}
+
+
+def input_owners(problem: Problem) -> dict[str, str]:
+    """For every tapped kernel the one whose input factor it uses: its own, or that it shares."""
+    assert problem.taps is not None
+    leaves = {layer.name: layer.leaf for layer in problem.taps.layers}
+    return {x.leaf: leaves.get(x.shares or x.name, x.leaf) for x in problem.taps.layers}
 
 
 def _tapped(

@@ -61,8 +61,9 @@ class Diagnostics(NamedTuple):
       adjoint: float64[R, n], the matrix computed from the references' side; it differs from
         ``matrix`` by what the solves leave, when all examples of both sides were scored.
       intervals: of the matrix and of α, by bootstrap, at the ``confidence`` asked for.
-      alpha_uncovered: float64[n], the part of α that flows through parameters outside the tapped
-        layers; None where the estimator treats all alike.
+      alpha_parts: float64[n], α through a part of the parameters alone, where the estimator treats
+        them differently: "uncovered", those outside the tapped layers, is included in α;
+        "unimportant", the layers that do not count, is not.
       block_damping: absolute λ of each block, by parameter.
       smallest_eigenvalue: of the curvature before damping, where the estimator looks for it.
       iterations: int64[R], conjugate-gradient products for each reference.
@@ -75,7 +76,7 @@ class Diagnostics(NamedTuple):
     reference_loss: np.ndarray
     adjoint: np.ndarray
     intervals: Intervals
-    alpha_uncovered: np.ndarray | None
+    alpha_parts: dict[str, np.ndarray]
     block_damping: dict[str, tuple[float, ...]]
     smallest_eigenvalue: float | None
     iterations: np.ndarray
@@ -107,18 +108,33 @@ def influence_matrix(
     key: jax.Array | None = None,
     fisher: str = "sampled",
     uncovered: str = "diagonal",
+    inversion: str = "damped",
+    important: float = 1.0,
     max_factor: int = 8192,
+    layer_groups: int = 1,
     tolerance: float = 1e-3,
     iterations: int = 100,
     tangents: int | None = None,
     second_moment: Tree | None = None,
+    time: float | None = None,
     progress: Progress = silent,
 ) -> InfluenceMatrix:
     """Domain influence A_ij = ∂Q_i/∂β_j at ``params``.
 
     ``estimate`` with the options of ``Options`` spelt out; see both.
     """
-    options = Options(damping, damping_mode, fisher, uncovered, max_factor, tolerance, iterations)
+    options = Options(
+        damping=damping,
+        damping_mode=damping_mode,
+        fisher=fisher,
+        uncovered=uncovered,
+        inversion=inversion,
+        important=important,
+        max_factor=max_factor,
+        layer_groups=layer_groups,
+        tolerance=tolerance,
+        iterations=iterations,
+    )
     return estimate(
         problem,
         params,
@@ -132,6 +148,7 @@ def influence_matrix(
         key=key,
         tangents=tangents,
         second_moment=second_moment,
+        time=time,
         progress=progress,
     )[0]
 
@@ -150,6 +167,7 @@ def estimate(
     key: jax.Array | None = None,
     tangents: int | None = None,
     second_moment: Tree | None = None,
+    time: float | None = None,
     more: Sequence[Mapping[str, Sample]] = (),
     spread: Mapping[str, Sample] | None = None,
     confidence: float = 0.95,
@@ -173,6 +191,7 @@ def estimate(
       tangents: right-hand sides solved and scored at a time; None: all. Conjugate gradients hold
         five parameter trees for each, beside n domain gradients.
       second_moment: v̂ of the optimizer, for "adam".
+      time: τ, the sum of the learning rates of the training, for "finite_time".
       more: further examples of the domains, sample after sample, scored only while they can settle
         the sign of some α_j: while it is open, and would not be if the references were all that
         is in doubt. All R solutions are then kept, so ``tangents`` saves no memory; and gradients
@@ -191,7 +210,9 @@ def estimate(
         _check(kind, samples)
     v = _reference_weights(references, weights)
     key = jax.random.key(0) if key is None else key
-    fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
+    fitted = chosen.fit(
+        Setting(problem, params, curvature, key, options, second_moment, time, progress)
+    )
     chunk = tangents or max(len(references), len(domains))
     solver = Solver(example_loss(problem), params, chosen, fitted.state, chunk, progress)
 
@@ -245,7 +266,7 @@ def estimate(
             centred=centred,
             level=confidence,
         ),
-        alpha_uncovered=train.outside,
+        alpha_parts=train.parts,
         block_damping=fitted.block_damping,
         smallest_eigenvalue=fitted.smallest_eigenvalue,
         iterations=side.iterations,
@@ -260,7 +281,7 @@ class _TrainingPart(NamedTuple):
 
     estimate: Estimate
     uncentred: np.ndarray  # float64[n], α without the derivative of the normaliser
-    outside: np.ndarray | None  # float64[n], α through uncovered parameters
+    parts: dict[str, np.ndarray]  # float64[n], α through each part
     shares: np.ndarray  # float64[n], W_j / W
     samples: list[Sample]  # as they count
 
@@ -278,13 +299,11 @@ def _training_part(
     if estimator.domain_mean:
         samples = [s._replace(weight=1.0) for s in samples]
     with_alpha = [x._replace(scores=np.vstack([x.scores, v @ x.scores])) for x in scored]
-    outside = None
-    if side.outside is not None:
-        outside = from_training(samples, list(side.outside.values()), centred=centred).matrix[0]
+    by_part = from_training(samples, list(side.by_part.values()), centred=centred).matrix
     return _TrainingPart(
         estimate=from_training(samples, with_alpha, centred=centred),
         uncentred=from_training(samples, with_alpha, centred=False).matrix[-1],
-        outside=outside,
+        parts=dict(zip(side.parts, by_part, strict=True)),
         shares=weights / weights.sum(),
         samples=samples,
     )

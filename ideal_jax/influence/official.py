@@ -21,7 +21,7 @@ import numpy as np
 
 from ideal_jax.influence import kfac
 from ideal_jax.influence.interface import Fitted, Setting
-from ideal_jax.influence.passes import accumulate
+from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, leaf_name, require, silent
 from ideal_jax.influence.solve import Solved
 
@@ -29,15 +29,22 @@ from ideal_jax.influence.solve import Solved
 def fit(setting: Setting) -> Fitted:
     """Eigenvectors of the factors, and λ in the basis that their transposes give."""
     problem = require(setting.problem, "official", "taps")
+    placement = Placement.of(setting.params)
     sums = accumulate(
         lambda b: kfac.factor_sums(
-            problem, "empirical", setting.options.max_factor, setting.params, setting.key, b
+            problem,
+            "empirical",
+            setting.options.max_factor,
+            placement,
+            setting.params,
+            setting.key,
+            b,
         ),
         setting.batches,
         phase="factors",
         progress=setting.progress,
     )
-    bases = kfac.eigenbasis(sums)
+    bases = kfac.eigenbasis(problem, placement, sums)
     squares = accumulate(
         lambda b: _batch_squares(problem, bases, setting.params, b),
         setting.batches,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Batch, Progress, Tree, silent
@@ -45,6 +45,19 @@ class Placement:
         if not self.shardings:
             return x
         return jax.lax.with_sharding_constraint(x, self.shardings[index])
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh, if there is one."""
+        return self.shardings[0].mesh if self.shardings else None  # type: ignore[return-value]
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """``x`` split over all devices along its last axis, where that divides."""
+        mesh = self.mesh
+        if mesh is None or x.shape[-1] % mesh.size:
+            return x
+        last = PartitionSpec(*[None] * (x.ndim - 1), mesh.axis_names)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, last))
 
     def replicated(self, tree: Tree) -> Tree:
         """``tree`` on every device in full, so that every process can read it."""

@@ -21,11 +21,13 @@ class TapLayer(NamedTuple):
       name: its key in the perturbations and inputs of ``Taps``.
       path: keys that lead to its kernel in the parameters: [I, O], or [L, I, O] when scanned.
       scanned: whether kernel, input and output carry a leading axis of L layers.
+      shares: name of another layer that reads the same input, whose factor then serves for both.
     """
 
     name: str
     path: tuple[Any, ...]
     scanned: bool = False
+    shares: str | None = None
 
     @property
     def leaf(self) -> str:

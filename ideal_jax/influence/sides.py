@@ -35,13 +35,14 @@ class Solutions(NamedTuple):
     """s_i of a chunk of references.
 
     Attributes:
-      tangents: stacked; behind them Σ_i v_i s_i of the chunk over the uncovered parameters alone,
-        where the estimator treats those differently.
+      tangents: stacked; behind them Σ_i v_i s_i of the chunk for each of ``parts``.
+      parts: names of the estimator's parts whose share of α is told.
       loss: float64[chunk], Q_i.
       residuals, iterations: of the solves.
     """
 
     tangents: Tree
+    parts: tuple[str, ...]
     loss: np.ndarray
     residuals: np.ndarray
     iterations: np.ndarray
@@ -52,26 +53,26 @@ class TrainingSide(NamedTuple):
 
     Attributes:
       scores: by domain, s_iᵀ∇ℓ(x): [R, examples].
-      outside: by domain, Σ_i v_i s_iᵀ∇ℓ(x) over the uncovered parameters alone, [1, examples];
-        None where the estimator treats all alike.
+      parts: names of the estimator's parts.
+      by_part: by domain, Σ_i v_i s_iᵀ∇ℓ(x) of each part alone, [parts, examples].
       loss: float64[R], Q_i.
       residuals: float64[R].
       iterations: int64[R].
     """
 
     scores: dict[str, Scores]
-    outside: dict[str, Scores] | None
+    parts: tuple[str, ...]
+    by_part: dict[str, Scores]
     loss: np.ndarray
     residuals: np.ndarray
     iterations: np.ndarray
 
     def joined(self, other: "TrainingSide") -> "TrainingSide":
         """With the scores of further examples."""
-        outside = None
-        if self.outside is not None and other.outside is not None:
-            outside = {name: x.joined(other.outside[name]) for name, x in self.outside.items()}
-        scores = {name: x.joined(other.scores[name]) for name, x in self.scores.items()}
-        return self._replace(scores=scores, outside=outside)
+        return self._replace(
+            scores={name: x.joined(other.scores[name]) for name, x in self.scores.items()},
+            by_part={name: x.joined(other.by_part[name]) for name, x in self.by_part.items()},
+        )
 
 
 class ReferenceSide(NamedTuple):
@@ -101,11 +102,15 @@ def reference_solutions(
         solved = solver.estimator.solve(solver.state, gradients, progress=solver.progress)
         del gradients
         tangents = solved.solutions
-        if solver.estimator.uncovered is not None:
-            rest = solver.estimator.uncovered(solver.state, tangents)
-            rest = combine(v[None, start : start + len(part)], rest, placement)
-            tangents = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tangents, rest)
-        yield Solutions(tangents, losses, solved.residuals, solved.iterations)
+        names_of_parts: tuple[str, ...] = ()
+        if solver.estimator.parts is not None:
+            found = solver.estimator.parts(solver.state, solved.solutions)
+            trees = [found.pop("all")]
+            names_of_parts = tuple(found)
+            share = v[None, start : start + len(part)]
+            trees += [combine(share, tree, placement) for tree in found.values()]
+            tangents = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+        yield Solutions(tangents, names_of_parts, losses, solved.residuals, solved.iterations)
 
 
 def training_side(
@@ -113,24 +118,25 @@ def training_side(
 ) -> TrainingSide:
     """Scores the domains' examples along the solutions."""
     chunks: dict[str, list[Scores]] = {name: [] for name in domains}
-    outside: dict[str, np.ndarray] = {}
-    facts = []
+    by_part: dict[str, np.ndarray] = {}
+    facts: list[tuple[np.ndarray, ...]] = []
+    names: tuple[str, ...] = ()
     for solved in solutions:
-        size = len(solved.loss)
-        facts.append(solved[1:])
+        size, names = len(solved.loss), solved.parts
+        facts.append((solved.loss, solved.residuals, solved.iterations))
         for name, sample in domains.items():
             x = _scores(solver, solved.tangents, sample, "training scores")
             chunks[name].append(Scores(x.scores[:size], x.weights))
-            outside[name] = outside.get(name, 0) + x.scores[size:]
+            by_part[name] = by_part.get(name, 0) + x.scores[size:]
     loss, residuals, iterations = map(np.concatenate, zip(*facts, strict=True))
+    weights = {name: parts[0].weights for name, parts in chunks.items()}
     return TrainingSide(
         scores={
-            name: Scores(np.vstack([x.scores for x in parts]), parts[0].weights)
+            name: Scores(np.vstack([x.scores for x in parts]), weights[name])
             for name, parts in chunks.items()
         },
-        outside={name: Scores(outside[name], parts[0].weights) for name, parts in chunks.items()}
-        if solver.estimator.uncovered is not None
-        else None,
+        parts=names,
+        by_part={name: Scores(x, weights[name]) for name, x in by_part.items()},
         loss=loss,
         residuals=residuals,
         iterations=iterations,

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from ideal_jax import sharding
-from ideal_jax.influence import ENDINGS, Sample, estimate, metagradient
+from ideal_jax import sharding, trees
+from ideal_jax.influence import ENDINGS, Diagnostics, Sample, estimate, metagradient
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import METAGRADIENT
 from ideal_jax.influence.problem import Progress
@@ -115,10 +116,10 @@ def _estimated(
         key=jax.random.key(config.seed),
         tangents=options.tangents or None,
         second_moment=_second_moment(session, trained) if options.estimator == "adam" else None,
+        time=_flow_time(session, plan, trained) if options.estimator == "finite_time" else None,
         progress=progress,
     )
     scored = stages.parts[: diagnostics.stages]
-    uncovered = diagnostics.alpha_uncovered
     ended = ENDINGS[diagnostics.ended]
     if diagnostics.ended == "given" and stages.limited:
         ended = f"influence.budget={options.budget:g} of a training round is spent"
@@ -128,7 +129,8 @@ def _estimated(
             "level": options.confidence,
             **{key: value.tolist() for key, value in diagnostics.intervals._asdict().items()},
         },
-        "alpha_uncovered": None if uncovered is None else uncovered.tolist(),
+        **{f"alpha_{part}": alpha.tolist() for part, alpha in diagnostics.alpha_parts.items()},
+        "important_share": important_share(matrix, diagnostics),
         "smallest_eigenvalue": diagnostics.smallest_eigenvalue,
         "layers": [layer.name for layer in problem.taps.layers] if problem.taps else [],
         "examples": extreme_examples(session, matrix, diagnostics, scored),
@@ -139,6 +141,23 @@ def _estimated(
 
 def _second_moment(session: Session, trained: Trained) -> Any:
     return second_moment(trained.state.opt_state, session.config.training.beta2)
+
+
+def _flow_time(session: Session, plan: MixturePlan, trained: Trained) -> float:
+    """Σ of the learning rates, over the mean √v̂ by which Adam divides the gradient."""
+    recipe = round_recipe(session, plan)
+    roots = jax.tree.map(jnp.sqrt, _second_moment(session, trained))
+    total = sum(float(jnp.sum(x)) for x in jax.tree.leaves(roots))
+    mean = total / trees.size(roots)
+    return sum(float(recipe.learning_rate(step)) for step in range(recipe.steps)) / mean
+
+
+def important_share(matrix: InfluenceMatrix, diagnostics: Diagnostics) -> float | None:
+    """How much of the α of all layers the important ones keep: its projection on that α."""
+    if "unimportant" not in diagnostics.alpha_parts:
+        return None
+    every = matrix.alpha + diagnostics.alpha_parts["unimportant"]
+    return float(matrix.alpha @ every / (every @ every))
 
 
 def _replayed(

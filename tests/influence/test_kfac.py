@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -16,8 +17,9 @@ from ideal_jax.influence import (
     multiply_blocks,
     solve_blocks,
 )
-from ideal_jax.influence.blocks import uncovered_part
+from ideal_jax.influence.blocks import parts
 from ideal_jax.influence.kfac import factor_sums
+from ideal_jax.influence.passes import Placement
 
 KEY = jax.random.key(7)
 EXACT = Options(damping=0.2, damping_mode="absolute")
@@ -65,7 +67,7 @@ def test_factors_equal_loops_over_single_examples(tiny, fisher, reduction):
         a, g = a + moment(inputs["up"], 2), g + moment(outer["up"], 2)
         positions, weight = positions + inputs["up"].shape[2], weight + w
     sums = [
-        factor_sums(tiny.problem, fisher, 8192, tiny.params, KEY, batch)
+        factor_sums(tiny.problem, fisher, 8192, Placement(), tiny.params, KEY, batch)
         for batch in tiny.batches(examples, 3, extra_tokens=2)
     ]
     total = jax.tree.map(lambda *x: np.sum(x, axis=0), *sums)
@@ -215,7 +217,7 @@ def test_signs_of_eigenvectors_change_nothing(tiny, refit):
     flipped = {n: b._replace(inputs=b.inputs * signs) for n, b in blocks.bases.items()}
     vector = jax.tree.map(lambda x: x[None], tiny.params)
     one = solve_blocks(blocks, vector).solutions
-    two = solve_blocks(blocks._replace(bases=flipped), vector).solutions
+    two = solve_blocks(dataclasses.replace(blocks, bases=flipped), vector).solutions
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), one, two)
 
 
@@ -256,15 +258,15 @@ def test_uncovered_parameters_can_be_dropped(tiny):
     assert np.all(np.asarray(solved.solutions["embed"]) == 0)
     assert np.any(np.asarray(solved.solutions["head"]["kernel"]) != 0)
     assert solved.residuals.max() < 1e-13
-    rest = uncovered_part(blocks, vector)
+    rest = parts(blocks, vector)["uncovered"]
     assert np.all(np.asarray(rest["head"]["kernel"]) == 0)
     np.testing.assert_array_equal(rest["embed"], vector["embed"])
 
 
 def test_wide_factors_are_split_into_diagonal_blocks(tiny):
     batches = tiny.batches(tiny.examples(8), 8)
-    whole = factor_sums(tiny.problem, "sampled", 8192, tiny.params, KEY, batches[0])
-    split = factor_sums(tiny.problem, "sampled", 3, tiny.params, KEY, batches[0])
+    whole = factor_sums(tiny.problem, "sampled", 8192, Placement(), tiny.params, KEY, batches[0])
+    split = factor_sums(tiny.problem, "sampled", 3, Placement(), tiny.params, KEY, batches[0])
     assert split.inputs["layers/kernel"].shape == (2, 2, 2, 2)
     assert split.outputs["head/kernel"].shape == (1, 5, 1, 1)
     full = np.asarray(whole.inputs["layers/kernel"])[:, 0]

@@ -236,7 +236,9 @@ def test_part_of_alpha_outside_the_taps(tiny, estimator):
     outside = dense_influence(
         tiny, tiny.problem, tiny.params, setup, np.diag(mask) @ inverse, True
     ).mean(0)
-    np.testing.assert_allclose(notes.alpha_uncovered, outside, atol=1e-11 * np.abs(outside).max())
+    np.testing.assert_allclose(
+        notes.alpha_parts["uncovered"], outside, atol=1e-11 * np.abs(outside).max()
+    )
     assert set(notes.block_damping) == {"embed", "layers/bias", "layers/kernel", "head/kernel"}
     assert len(notes.block_damping["layers/kernel"]) == 2
 
@@ -319,5 +321,5 @@ def test_mistakes_are_refused_by_name(tiny, change, message):
 
 
 def test_registry_names():
-    names = "identity adam fisher_diag kfac ekfac ggn_cg hessian_cg official"
+    names = "identity adam fisher_diag kfac ekfac finite_time ggn_cg hessian_cg official"
     assert list(ESTIMATORS) == names.split()
