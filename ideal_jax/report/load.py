@@ -47,6 +47,20 @@ _INFLUENCE = {
     "solve_residual?": [float],
     "damping?": object,
     "decision?": {"stopped?": bool, "reason?": str},
+    "interval?": {"level": float, "alpha_low": [float], "alpha_high": [float]},
+    "ended?": str,
+    "flops_share?": float,
+    "important_share?": float,
+    "examples?": [
+        {
+            "reference": str,
+            "domain": str,
+            "id": str,
+            "effect": float,
+            "prompt": str,
+            "response": str,
+        }
+    ],
 }
 _EVALUATION = {
     "tasks": [

@@ -63,6 +63,8 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         ],
         "alpha": cells(data["alpha"], data["alpha_stderr"]),
         "beta": [formats.percent(b, signed=True) for b in data["beta"] or []],
+        "interval": _interval(data["interval"], exponent, decimals),
+        "examples": _examples(data["examples"] or []),
         "shares": [formats.percent(share) for share in data["shares"] or []],
         "power": formats.power(exponent) if exponent else "",
         "unit": unit,
@@ -119,8 +121,17 @@ def _facts(data: dict[str, Any]) -> list[dict[str, str]]:
         return [{"name": "Method", "value": _REPLAYED, "meaning": meaning}]
     facts = [{"name": "Method", "value": data["estimator"], "meaning": "curvature estimator"}]
     if data["examples_used"] is not None:
-        value = formats.count(data["examples_used"])
-        facts.append({"name": "Examples", "value": value, "meaning": "training examples scored"})
+        value, meaning = formats.count(data["examples_used"]), "training examples scored"
+        if data["ended"]:
+            meaning += f"; {data['ended']}"
+        facts.append({"name": "Examples", "value": value, "meaning": meaning})
+    if data["flops_share"] is not None:
+        value, meaning = formats.percent(data["flops_share"]), "of the round’s training, in FLOPs"
+        facts.append({"name": "Cost", "value": value, "meaning": meaning})
+    if data["important_share"] is not None:
+        meaning = "of the α of all layers flows through those that count"
+        value = formats.percent(data["important_share"])
+        facts.append({"name": "Important layers", "value": value, "meaning": meaning})
     common = data["common_mode"]
     if common is not None:
         meaning = "of the effect is “more data of any kind”; the rest tells domains apart"
@@ -157,6 +168,37 @@ def _damping(damping: Any) -> list[dict[str, str]]:
     if formats.finite(asked.get("value")):
         meaning += f" ({asked.get('mode', 'asked')} {formats.significant(asked['value'], 2)})"
     return [{"name": "Damping λ", "value": formats.significant(value, 2), "meaning": meaning}]
+
+
+def _interval(
+    interval: dict[str, Any] | None, exponent: int, decimals: int
+) -> dict[str, Any] | None:
+    """The bootstrap interval of every α, in the units of the table."""
+    if interval is None:
+        return None
+
+    def text(value: float) -> str:
+        return formats.fixed(value / 10.0**exponent, decimals, signed=True)
+
+    pairs = zip(interval["alpha_low"], interval["alpha_high"], strict=True)
+    return {
+        "level": formats.percent(interval["level"], 0),
+        "cells": [f"{text(low)} … {text(high)}" for low, high in pairs],
+    }
+
+
+def _examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each capability the examples with the lowest and the highest effect."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for example in examples:
+        found.setdefault(example["reference"], []).append(
+            {
+                "kind": "better" if example["effect"] < 0 else "worse",
+                "effect": formats.significant(example["effect"], 2),
+                **{key: example[key] for key in ("domain", "id", "prompt", "response")},
+            }
+        )
+    return [{"name": name, "rows": rows} for name, rows in found.items()]
 
 
 def _errors(data: dict[str, Any]) -> list[dict[str, str]]:

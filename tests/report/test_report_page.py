@@ -125,6 +125,26 @@ def _influence(rng, domains, references, shares, scale):
         "solve_residual": np.linspace(2e-4, 9e-4, R).tolist(),
         "damping": {"mode": "relative", "value": 0.1, "absolute": 0.00042},
         "decision": {"stopped": False, "reason": "3 of 5 signs of α are known"},
+        "ended": "the sign of every α is known",
+        "flops_share": 0.183,
+        "important_share": 0.71,
+        "interval": {
+            "level": 0.95,
+            "alpha_low": (alpha - 0.5 * scale).tolist(),
+            "alpha_high": (alpha + 0.5 * scale).tolist(),
+        },
+        "examples": [
+            {
+                "reference": name,
+                "domain": domains[0],
+                "id": f"example {k}",
+                "effect": effect * scale,
+                "prompt": "What is 2 + 2? <b>&",
+                "response": "four",
+            }
+            for name in (*references, "overall")
+            for k, effect in enumerate((-0.02, 0.01))
+        ],
         "seconds": {"fit": 100.0, "solve": 120.0},
     }
     return influence, beta
@@ -295,6 +315,16 @@ def test_numbers_of_the_files_are_on_the_page(tmp_path):
     assert "ideal-jax run --config=configs/quickstart.py" in text
     assert '"jax"' not in text
     assert "0.10.2" in text
+
+
+def test_what_was_scored_and_which_examples_matter_are_on_the_page(tmp_path):
+    text = read(write_run(tmp_path)).text
+    assert "training examples scored; the sign of every α is known" in text
+    assert "Cost18.3%" in text
+    assert "Important layers71.0%" in text
+    assert "α, 95% by bootstrap" in text
+    assert "The examples that help and hurt most" in text
+    assert "What is 2 + 2? <b>&" in text
 
 
 def test_effects_that_may_be_zero_are_faint_and_say_so(tmp_path):
