@@ -22,7 +22,7 @@ from ideal_jax.runs.influence_samples import (
     reference_samples,
     training_stages,
 )
-from ideal_jax.runs.session import Session, influence_options
+from ideal_jax.runs.session import Session, abstract_params, influence_options
 from ideal_jax.runs.train_run import Recipe, Trained, base_params, round_recipe, weighted
 from ideal_jax.training import make_train_step, second_moment, start_state
 
@@ -181,6 +181,7 @@ def _replayed(
         final=trained.params,
         domains=session.names,
     )
+    _announce_replay(session, plan, len(references))
     replay = {"forward": metagradient.forward, "reverse": metagradient.reverse}
     mode = session.config.influence.replay
     found = replay[mode](trajectory, problem.example_loss, references, progress=progress)
@@ -194,6 +195,23 @@ def _replayed(
     )
     flops = round_flops(session, plan) * metagradient.runs(mode, len(weight), len(references))
     return matrix, {"iterations": [0] * len(references), "layers": [], "flops": flops}
+
+
+def _announce_replay(session: Session, plan: MixturePlan, references: int) -> None:
+    """Says what the metagradient will cost before it starts."""
+    mode, n = session.config.influence.replay, len(session.names)
+    recipe = round_recipe(session, plan)
+    state = 3 * sum(  # parameters and Adam's two moments
+        x.size * x.dtype.itemsize
+        for x in jax.tree.leaves(abstract_params(session.model, session.mesh))
+    )
+    runs = metagradient.runs(mode, n, references)
+    states = metagradient.states(mode, recipe.steps, n, references)
+    session.reporter.console.print(
+        f"metagradient, {mode}: as much work as {runs:.0f} trainings"
+        f" ({runs * round_flops(session, plan):.2g} FLOPs), and {states:.0f} training states in"
+        f" memory ({states * state / 2**20:,.0f} MiB over all devices)"
+    )
 
 
 class _Steps(Sequence[Any]):

@@ -47,12 +47,13 @@ def test_five_steps_agree_in_float32(numbers, name):
     assert relative(other, one, "param") <= 1e-5
 
 
+@pytest.mark.parametrize("estimator", ["ggn_cg", "ekfac"])
 @pytest.mark.parametrize(
     ("name", "dtype", "allowed"),
     [("eight", "float32", 1e-4), ("processes", "float32", 1e-4), ("eight", "float64", 1e-9)],
 )
-def test_influence_agrees(numbers, name, dtype, allowed):
-    expected, found = numbers["one", dtype]["matrix"], numbers[name, dtype]["matrix"]
+def test_influence_agrees(numbers, estimator, name, dtype, allowed):
+    expected, found = numbers["one", dtype][estimator], numbers[name, dtype][estimator]
     assert np.abs(expected).max() > 0
     assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
 

@@ -2,7 +2,7 @@
 
     python worker.py WORKDIR OUT.npz MESH [PARAMS.npz] [KEY=VALUE …]      MESH = replica,fsdp,tensor
 
-Gradients at M_0, five steps, and the influence at PARAMS (by default at the end of the five steps).
+Gradients at M_0, five steps, and influence at PARAMS (by default at the end of the five steps).
 """
 
 import json
@@ -67,9 +67,11 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
             ],
         )
     trained = trained._replace(state=trained.state._replace(params=params))
-    influence = influence_round(session, state, plan, trained)
-    found["matrix"] = np.asarray(influence["matrix"])
-    found["counts"] = np.asarray(influence["counts"])
+    # Exact curvature preconditioned by EK-FAC, and EK-FAC itself with its layers in two groups.
+    for estimator, groups in (("ggn_cg", 1), ("ekfac", 2)):
+        config.influence.estimator, config.influence.layer_groups = estimator, groups
+        influence = influence_round(session, state, plan, trained)
+        found[estimator] = np.asarray(influence["matrix"])
     if jax.process_index() == 0:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         found["losses"] = np.asarray([json.loads(line)["loss"] for line in lines])

@@ -22,11 +22,22 @@ OPTIMIZERS = {
 }
 
 
+def adapted(tiny):
+    """A problem whose parameters are a low-rank change of one kernel, the rest frozen (LoRA)."""
+
+    def loss(adapter, batch):
+        kernel = tiny.params["head"]["kernel"] + adapter["down"] @ adapter["up"]
+        return tiny.problem.example_loss({**tiny.params, "head": {"kernel": kernel}}, batch)
+
+    down = jax.random.normal(jax.random.key(3), (4, 2))
+    return loss, {"down": down, "up": jnp.zeros((2, 5))}
+
+
 def weigh(batch, weights_n):
     return {**batch, "weights": batch["weights"] * weights_n[batch["domains"]][:, None]}
 
 
-def trajectory(tiny, optimizer, micro_batches=2):
+def trajectory(tiny, optimizer, micro_batches=2, example_loss=None, params=None):
     """A short run over batches of mixed domains; one token of the vocabulary never occurs."""
     rng = np.random.default_rng(0)
     parts = [tiny.examples(16, seed=k, tilt=2 * k) for k in range(3)]
@@ -39,12 +50,14 @@ def trajectory(tiny, optimizer, micro_batches=2):
         chosen = rng.choice(48, 8, replace=False)
         batches.append({k: jnp.asarray(x[chosen]) for k, x in pool.items()})
 
+    example_loss = example_loss or tiny.problem.example_loss
+
     def loss(params, batch):
-        l_B, w_B = tiny.problem.example_loss(params, batch)
+        l_B, w_B = example_loss(params, batch)
         return l_B.sum(), w_B.sum()
 
     step = make_train_step(loss, optimizer, micro_batches)
-    start = init_state(tiny.params, optimizer)
+    start = init_state(params or tiny.params, optimizer)
 
     @jax.jit
     def final(weights_n):
@@ -66,16 +79,17 @@ def references(tiny):
     return setting(tiny)["references"]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_both_modes_equal_differences_of_whole_runs(tiny, name):
-    run, final = trajectory(tiny, OPTIMIZERS[name])
+@pytest.mark.parametrize(("name", "lora"), [("sgd", False), ("adamw", False), ("adamw", True)])
+def test_both_modes_equal_differences_of_whole_runs(tiny, name, lora):
+    loss_fn, params = adapted(tiny) if lora else (tiny.problem.example_loss, tiny.params)
+    run, final = trajectory(tiny, OPTIMIZERS[name], example_loss=loss_fn, params=params)
     held = references(tiny)
 
     @jax.jit
     def objective(params):
         sums = []
         for sample in held.values():
-            pairs = [tiny.problem.example_loss(params, b) for b in sample.batches]
+            pairs = [loss_fn(params, b) for b in sample.batches]
             sums.append(sum(a.sum() for a, _ in pairs) / sum(w.sum() for _, w in pairs))
         return jnp.stack(sums)
 
@@ -85,7 +99,6 @@ def test_both_modes_equal_differences_of_whole_runs(tiny, name):
         axis=1,
     )
     scale = np.abs(truth).max()
-    loss_fn = tiny.problem.example_loss
     for mode in (metagradient.forward, metagradient.reverse):
         found = mode(run, loss_fn, held)
         assert np.abs(found.matrix - truth).max() <= 1e-6 * scale
