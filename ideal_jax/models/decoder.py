@@ -81,7 +81,10 @@ class Dense(nn.Module):
         kernel_IxO = _parameter(self, "kernel", init, shape, self.axes, self.cfg)
         self.sow("taps", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         y = x @ kernel_IxO.astype(x.dtype)
-        return self.perturb("output", y, collection="perturbations")
+        # ``perturb`` raises in layers that are not tapped while others are.
+        if self.is_initializing() or self.has_variable("perturbations", "output"):
+            y = self.perturb("output", y, collection="perturbations")
+        return y
 
 
 class RMSNorm(nn.Module):

@@ -108,6 +108,22 @@ def test_taps_rebuild_the_gradient_of_every_dense_layer():
         )
 
 
+def test_some_layers_can_be_tapped_alone():
+    model, params = build()
+    tokens_BxT = random_tokens((2, 6))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens_BxT)["perturbations"])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    some = {"layers": {"mlp": {"up": zeros["layers"]["mlp"]["up"]}}}
+
+    def loss(perturbations):
+        variables = {"params": params, "perturbations": perturbations}
+        return jnp.sum(jnp.sin(model.apply(variables, tokens_BxT)))
+
+    expected = jax.grad(loss)(zeros)["layers"]["mlp"]["up"]["output"]
+    alone = jax.grad(loss)(some)["layers"]["mlp"]["up"]["output"]
+    np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_rotary_attention_depends_on_distance_only():
     model, params = build()
     tokens_BxT = random_tokens((1, 6))
