@@ -75,8 +75,10 @@ def main() -> None:
         "ours": [sys.executable, HERE, "--side=ours"],
         "peer": [*peer, f"--scores={arguments.peer_scores}"],
     }
-    # OpenMP's threads spin while they wait, which costs torch dear wherever a core is shared.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    # Threads that spin while they wait, torch's (OpenMP) and those of JAX's eigh (OpenBLAS), cost
+    # either side dear wherever a core is shared: up to 30 times the seconds.
+    quiet = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **quiet}
     measured: dict[str, list[dict]] = {side: [] for side in commands}
     for _ in range(arguments.repeats):
         for side, command in commands.items():
