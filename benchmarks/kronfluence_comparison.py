@@ -183,7 +183,9 @@ def run_ours(folder: pathlib.Path) -> None:
     fitted = blocks.fit_blocks(
         problem, params, curvature, key=jax.random.key(0), options=options, refit=True
     )
-    factors = by_module("inputs", laps.sums.inputs, laps.sums.positions)
+    owners = blocks.kfac.input_owners(problem)
+    inputs = {name: laps.sums.inputs[owner] for name, owner in owners.items()}
+    factors = by_module("inputs", inputs, laps.sums.positions)
     factors |= by_module("outputs", laps.sums.outputs, laps.sums.weight)
     factors |= by_module("eigenvalues", {n: b.eigenvalues for n, b in fitted.bases.items()}, 1)
     scores = np.concatenate([found.scores[name].scores for name in domains], axis=1)
@@ -231,6 +233,7 @@ def samples(
             fields = {f: data[f"{kind}_{f}"][rows] for f in ("tokens", "targets", "weights")}
             shape = fields["tokens"].shape
             fields["segments"] = np.ones(shape, np.int32)
+            fields["examples"] = np.arange(shape[0])[:, None]
             fields["positions"] = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
             batches.append({name: jax.numpy.asarray(x) for name, x in fields.items()})
         out[str(number)] = Sample(batches, size=count)
@@ -251,18 +254,18 @@ class Laps:
         """Called by ``estimate``."""
         if phase in PHASES and done == total:
             self._lap(phase)
-        if phase == "domain gradients" and done == 0 and "scores" not in self._seconds:
-            self._lap("scores")
+        if phase == "reference gradients" and done == 0 and "error bars" not in self._seconds:
+            self._lap("error bars")
 
     def done(self) -> dict[str, float]:
-        """Seconds by phase; what follows the scores is the other side of the error bars."""
-        self._lap("error bars")
+        """Seconds by phase; the references' side, for error bars alone, comes before the scores."""
+        self._lap("scores")
         blocks.kfac.eigenbasis = self._eigenbasis
         return self._seconds
 
-    def _timed_eigenbasis(self, factors):
+    def _timed_eigenbasis(self, problem, placement, factors):
         self.sums = factors
-        basis = jax.block_until_ready(self._eigenbasis(factors))
+        basis = jax.block_until_ready(self._eigenbasis(problem, placement, factors))
         self._lap("eigenvectors")
         return basis
 

@@ -113,7 +113,7 @@ def _decomposed(
     for width in {x.shape[-1] for x in matrices.values()}:
         same = {name: x for name, x in matrices.items() if x.shape[-1] == width}
         stack = jnp.concatenate([x.reshape(-1, width, width) for x in same.values()])
-        values, vectors = _split_over_devices(jnp.linalg.eigh, stack, placement.mesh)
+        values, vectors = _split_over_devices(_one_by_one, stack, placement.mesh)
         start = 0
         for name, x in same.items():
             L, k = x.shape[:2]
@@ -123,6 +123,15 @@ def _decomposed(
             found[name] = spectrum, placement.spread(vectors[here].reshape(x.shape))
             start += L * k
     return found
+
+
+def _one_by_one(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors, one matrix a call.
+
+    jaxlib's batched CPU kernel (0.10.2) waits, on a thread of XLA's pool, for tasks of that pool:
+    as many of them at a time as it has threads wait for each other for ever.
+    """
+    return jax.lax.map(lambda x: tuple(jnp.linalg.eigh(x)), stack)
 
 
 def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: Mesh | None) -> Any:
