@@ -41,11 +41,11 @@ def get_config() -> ConfigDict:
     c.mixture.step = 0.5
     c.influence.estimator = "ekfac"
     c.influence.fraction = 0.0
-    c.influence.curvature_examples = 96
-    c.influence.reference_examples = 96
+    c.influence.curvature_examples = 64
+    c.influence.reference_examples = 64
     c.influence.spread_examples = 16
     c.influence.max_factor = 1024
-    c.influence.batch_size = 4
+    c.influence.batch_size = 1
     c.eval.examples = 16
     c.eval.max_new_tokens = 32
     c.eval.batch_size = 16

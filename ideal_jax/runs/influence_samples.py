@@ -14,7 +14,7 @@ from ideal_jax.runs.session import Session
 
 # Salts of the permutations that draw the scored and the curvature examples.
 _SCORE_SALT, _CURVATURE_SALT = 102, 103
-_FIRST = 32  # examples of each domain in the first stage of a sample chosen by the data
+_FIRST = 16  # examples of each domain in the first stage of a sample chosen by the data
 
 
 class Placed(Sequence[Any]):
