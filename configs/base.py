@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     x.max_repetition = 8.0  # [result] no domain is repeated more often than this
 
     c.influence = i = ConfigDict()
-    i.estimator = "ggn_cg"  # [result] see the README: identity … ggn_cg, hessian_cg, metagradient
+    i.estimator = "ekfac"  # [result] see the README: identity … ekfac, ggn_cg, metagradient
     i.damping = 0.1  # [result] lambda, see damping_mode
     i.damping_mode = "relative"  # [result] "relative" to the mean curvature, or "absolute"
     i.fraction = 0.5  # [result] sigma: share of each domain that is scored; 0: by the data

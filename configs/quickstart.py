@@ -16,5 +16,6 @@ def get_config() -> ConfigDict:
     c = load(pathlib.Path(__file__).with_name("base.py"))
     c.mixture.keep_total = True
     c.mixture.step = 0.5
+    c.influence.estimator = "ggn_cg"  # what the README's tables of the quick start were made with
     c.influence.iterations = 15
     return c

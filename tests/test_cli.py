@@ -200,7 +200,7 @@ def test_debug_shows_where(tmp_path):
         ("influence.estimator", "kfca", "influence.estimator='kfca' is unknown; choose one of"),
         ("influence.reference_examples", 1, "must be at least 2, or there is no error bar"),
         ("influence.fraction", 0, "influence.fraction=0.0: must be in (0, 1]"),
-        ("influence.fraction", 1.5, "influence.fraction=1.5: must be in (0, 1]"),
+        ("influence.fraction", 1.5, "influence.fraction=1.5: must be in [0, 1]"),
         ("influence.damping_mode", "rel", "influence.damping_mode='rel'"),
         ("influence.iterations", 0, "influence.iterations=0: must be at least 1"),
         ("influence.weights", "1,2", "influence.weights=1,2: 2 values for 5 domains"),

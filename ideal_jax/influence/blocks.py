@@ -234,26 +234,27 @@ def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
 
 
 def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
-    """What a solution consists of: "all" of what counts, and beside it
+    """What a solution consists of.
 
-    "uncovered", the part of "all" outside the kernels that taps cover; "unimportant", where not all
-    layers are kept, the part of the solution that does not count.
+    "all" is what counts; "uncovered", where such parameters are kept, the part of it outside the
+    tapped kernels; "unimportant", where not all layers are kept, what is left out.
     """
-    covered = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.zeros_like(x) if leaf_name(path) in blocks.bases else x, stacked
-    )
-    if blocks.kept is None:
-        return {"all": stacked, "uncovered": covered}
-    kept = blocks.kept
+    found = {"all": stacked}
+    if blocks.kept is not None:
+        kept = blocks.kept
 
-    def important(path: tuple, x: jax.Array) -> jax.Array:
-        if leaf_name(path) not in kept:
-            return x
-        return jnp.where(kept[leaf_name(path)].reshape(1, *x.shape[1:-2], 1, 1), x, 0)
+        def important(path: tuple, x: jax.Array) -> jax.Array:
+            if leaf_name(path) not in kept:
+                return x
+            return jnp.where(kept[leaf_name(path)].reshape(1, *x.shape[1:-2], 1, 1), x, 0)
 
-    counted = jax.tree_util.tree_map_with_path(important, stacked)
-    rest = jax.tree.map(jnp.subtract, stacked, counted)
-    return {"all": counted, "uncovered": covered, "unimportant": rest}
+        found["all"] = jax.tree_util.tree_map_with_path(important, stacked)
+        found["unimportant"] = jax.tree.map(jnp.subtract, stacked, found["all"])
+    if blocks.diagonal:
+        found["uncovered"] = jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.zeros_like(x) if leaf_name(path) in blocks.bases else x, stacked
+        )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="placement")

@@ -41,8 +41,8 @@ class Price:
         self._cfg, self._length = session.model.cfg, session.config.data.row_length
         self._name, self._iterations = options.estimator, options.iterations
         self._R, self._n = len(references), len(session.names)
-        parts = 0 if ESTIMATORS[self._name].parts is None else 1 + (options.important < 1)
-        self._tangents = self._R + parts
+        parts = (options.uncovered == "diagonal") + (options.important < 1)
+        self._tangents = self._R + parts * (ESTIMATORS[self._name].parts is not None)
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
         self._matrices = _matrices(problem, abstract_params(session.model, session.mesh))

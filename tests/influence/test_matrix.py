@@ -65,7 +65,9 @@ def dense_influence(tiny, problem, params, setup, inverse, centred):
 def test_ggn_cg_equals_the_dense_solve(tiny, reduction, centred):
     setup = setting(tiny, reduction)
     options = Options(tolerance=1e-12, iterations=300)
-    matrix, notes = estimate(tiny.problem, tiny.params, **setup, options=options, centred=centred)
+    matrix, notes = estimate(
+        tiny.problem, tiny.params, **setup, estimator="ggn_cg", options=options, centred=centred
+    )
     hessian = tiny.dense_ggn(tiny.problem, tiny.params, setup["curvature"])
     np.testing.assert_allclose(matrix.damping, 0.1 * np.trace(hessian) / len(hessian), rtol=0.3)
     inverse = np.linalg.inv(hessian + matrix.damping * np.eye(len(hessian)))
@@ -88,7 +90,9 @@ def test_ggn_cg_equals_the_dense_solve(tiny, reduction, centred):
 def test_loose_tolerance_is_reported_and_close(tiny):
     setup = setting(tiny)
     options = Options(damping=0.02, damping_mode="absolute", tolerance=1e-2)
-    matrix, notes = estimate(tiny.problem, tiny.params, **setup, options=options)
+    matrix, notes = estimate(
+        tiny.problem, tiny.params, **setup, estimator="ggn_cg", options=options
+    )
     hessian = tiny.dense_ggn(tiny.problem, tiny.params, setup["curvature"])
     inverse = np.linalg.inv(hessian + 0.02 * np.eye(len(hessian)))
     expected = dense_influence(tiny, tiny.problem, tiny.params, setup, inverse, True)
@@ -103,7 +107,7 @@ def test_preconditioned_and_plain_gradients_agree(tiny):
     setup = setting(tiny)
     options = Options(damping=0.02, damping_mode="absolute", tolerance=1e-10, iterations=400)
     found = {
-        taps: estimate(problem, tiny.params, **setup, options=options)
+        taps: estimate(problem, tiny.params, **setup, estimator="ggn_cg", options=options)
         for taps, problem in ((True, tiny.problem), (False, tiny.untapped))
     }
     np.testing.assert_allclose(found[True][0].matrix, found[False][0].matrix, rtol=1e-6)
@@ -164,7 +168,9 @@ def test_influence_equals_retraining_where_the_model_is_linear(tiny, reduction):
     params = unravel(optimum(ones))
     options = Options(damping=0.0, tolerance=1e-12, iterations=300)
     found = {
-        centred: estimate(problem, params, **setup, options=options, centred=centred)
+        centred: estimate(
+            problem, params, **setup, estimator="ggn_cg", options=options, centred=centred
+        )
         for centred in (True, False)
     }
     scale = np.abs(truth).max()
@@ -272,11 +278,11 @@ def test_scores_come_with_the_matrix_and_progress_is_told(tiny):
 def test_float32_parameters_give_the_same_to_rounding(tiny):
     setup = setting(tiny)
     options = Options(damping=0.02, damping_mode="absolute", tolerance=1e-5)
-    exact = estimate(tiny.problem, tiny.params, **setup, options=options)[0]
+    exact = estimate(tiny.problem, tiny.params, **setup, estimator="ggn_cg", options=options)[0]
     with jax.enable_x64(False):
         narrow = setting(tiny)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), tiny.params)
-        rounded = estimate(tiny.problem, params, **narrow, options=options)[0]
+        rounded = estimate(tiny.problem, params, **narrow, estimator="ggn_cg", options=options)[0]
     error = np.linalg.norm(rounded.matrix - exact.matrix) / np.linalg.norm(exact.matrix)
     assert error < 1e-4
     assert rounded.matrix.dtype == np.float64

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.models import Decoder, DecoderConfig
+
+MODEL = Decoder(
+    DecoderConfig(
+        vocab_size=16,
+        d_model=8,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=4,
+        d_ff=16,
+        tie_embeddings=False,
+        dtype="float64",
+        param_dtype="float64",
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "max_factor", "count"),
+    [("all", 64, 8), ("all", 63, 7), ("mlp", 64, 3), ("attention/[qk]", 64, 2)],
+)
+def test_tapping_some_layers_equals_tapping_all(layers, max_factor, count):
+    tokens = np.random.default_rng(0).integers(0, 16, (3, 5))
+    params = meta.unbox(MODEL.init(jax.random.key(0), tokens))["params"]
+    batch = {
+        "tokens": tokens,
+        "positions": jnp.broadcast_to(jnp.arange(5), tokens.shape),
+        "segments": jnp.ones_like(tokens),
+    }
+
+    def tapped(problem):
+        def total(perturbations):
+            out, inputs = problem.taps.run(params, perturbations, batch)
+            return jnp.sum(out**2), (out, inputs)
+
+        zeros = problem.taps.zeros(params, batch)
+        gradients, (out, inputs) = jax.grad(total, has_aux=True)(zeros)
+        np.testing.assert_allclose(out, problem.outputs(params, batch), rtol=1e-12)
+        return gradients, inputs
+
+    some, every = decoder_problem(MODEL, layers, max_factor), decoder_problem(MODEL)
+    assert len(some.taps.layers) == count
+    for found, expected in zip(tapped(some), tapped(every), strict=True):
+        assert set(found) == {layer.name for layer in some.taps.layers}
+        for name, value in found.items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-10)
