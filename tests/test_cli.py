@@ -199,7 +199,7 @@ def test_debug_shows_where(tmp_path):
         ("eval.examples", 1, "eval.examples=1: must be at least 2"),
         ("influence.estimator", "kfca", "influence.estimator='kfca' is unknown; choose one of"),
         ("influence.reference_examples", 1, "must be at least 2, or there is no error bar"),
-        ("influence.fraction", 0, "influence.fraction=0.0: must be in (0, 1]"),
+        ("influence.fraction", -0.1, "influence.fraction=-0.1: must be in [0, 1]"),
         ("influence.fraction", 1.5, "influence.fraction=1.5: must be in [0, 1]"),
         ("influence.damping_mode", "rel", "influence.damping_mode='rel'"),
         ("influence.iterations", 0, "influence.iterations=0: must be at least 1"),
