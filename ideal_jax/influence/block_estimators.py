@@ -15,11 +15,6 @@ from ideal_jax.influence.problem import require
 def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
     """K-FAC, or EK-FAC when ``refit``."""
     name = "ekfac" if refit else "kfac"
-    if setting.options.inversion == "tikhonov" and refit:
-        raise UserError(
-            "influence.inversion='tikhonov' damps the two factors of K-FAC; EK-FAC has its own"
-            " eigenvalues: choose influence.estimator='kfac' or inversion 'damped'"
-        )
     blocks = fit_blocks(
         require(setting.problem, name, *kronecker_needs(setting.options)),
         setting.params,

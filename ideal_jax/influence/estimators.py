@@ -63,6 +63,19 @@ def check_name(name: str, key: str = "influence.estimator") -> None:
         raise UserError(f"{key}={name!r} is unknown; choose one of {', '.join(known)}")
 
 
+def check_inversion(name: str, inversion: str) -> None:
+    """Whether an estimator has what the rule of inversion needs.
+
+    Raises:
+      UserError: it has not.
+    """
+    if inversion == "tikhonov" and name != "kfac":
+        raise UserError(
+            "influence.inversion='tikhonov' damps the two factors of K-FAC: choose"
+            " influence.estimator='kfac' or inversion 'damped'"
+        )
+
+
 def find_estimator(name: str) -> Estimator:
     """The curvature estimator of that name.
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.bootstrap import Intervals, intervals
-from ideal_jax.influence.estimators import find_estimator
+from ideal_jax.influence.estimators import check_inversion, find_estimator
 from ideal_jax.influence.interface import Estimator, Setting
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.problem import (
@@ -205,6 +205,7 @@ def estimate(
       UserError: an unknown estimator, a piece the problem lacks, or a sample that is too small.
     """
     chosen = find_estimator(estimator)
+    check_inversion(estimator, options.inversion)
     spread = references if spread is None else spread
     for kind, samples in (("domain", domains), ("reference", references), ("reference", spread)):
         _check(kind, samples)

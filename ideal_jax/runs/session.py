@@ -17,7 +17,7 @@ from ideal_jax.data.sources import find_domains
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.estimators import check_name
+from ideal_jax.influence.estimators import check_inversion, check_name
 from ideal_jax.mixture import MixtureState, check_bounds
 from ideal_jax.models import Decoder, DecoderConfig
 from ideal_jax.runs import processes
@@ -173,6 +173,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))
     check_name(config.influence.estimator)
+    check_inversion(config.influence.estimator, config.influence.inversion)
     config_lib.choice("influence.replay", config.influence.replay, ("forward", "reverse"))
     influence_options(config)
     if config.model.init != "random":
