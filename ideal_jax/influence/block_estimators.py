@@ -1,7 +1,5 @@
 """Estimators whose curvature is block-diagonal or diagonal: solved in closed form."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -25,20 +23,6 @@ def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
         progress=setting.progress,
     )
     return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
-
-
-def fit_finite_time(setting: Setting) -> Fitted:
-    """EK-FAC with (1 − e^{−τλ})/λ for the inverse of λ: training stopped after the time τ."""
-    if setting.time is None:
-        raise UserError(
-            "influence estimator 'finite_time' needs time, the sum of the learning rates of the"
-            " training; give it or choose 'ekfac'"
-        )
-    options = dataclasses.replace(
-        setting.options, damping=1 / setting.time, damping_mode="absolute", inversion="damped"
-    )
-    fitted = fit_kronecker(setting._replace(options=options), refit=True)
-    return fitted._replace(state=dataclasses.replace(fitted.state, inversion="finite_time"))
 
 
 def fit_fisher_diagonal(setting: Setting) -> Fitted:

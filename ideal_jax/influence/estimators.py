@@ -41,7 +41,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "ekfac": Estimator(
         functools.partial(block_estimators.fit_kronecker, refit=True), solve_blocks, parts
     ),
-    "finite_time": Estimator(block_estimators.fit_finite_time, solve_blocks, parts),
     "ggn_cg": Estimator(cg_estimators.fit_gauss_newton, cg_estimators.solve),
     "hessian_cg": Estimator(cg_estimators.fit_hessian, cg_estimators.solve),
     "official": Estimator(official.fit, official.solve, domain_mean=True),

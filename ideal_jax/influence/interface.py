@@ -21,7 +21,6 @@ class Setting(NamedTuple):
       options: damping, Fisher and solver.
       second_moment: v̂, the optimizer's bias-corrected mean of squared gradients, like ``params``;
         only "adam" reads it.
-      time: τ, the sum of the learning rates of the training; only "finite_time" reads it.
     """
 
     problem: Problem | LossFn
@@ -30,7 +29,6 @@ class Setting(NamedTuple):
     key: jax.Array
     options: Options
     second_moment: Tree | None = None
-    time: float | None = None
     progress: Progress = silent
 
 

@@ -18,14 +18,6 @@ def pseudoinverse(eigenvalues: jax.Array, damping: jax.Array) -> jax.Array:
     return jnp.where(eigenvalues > damping, eigenvalues, jnp.inf)
 
 
-def finite_time(eigenvalues: jax.Array, damping: jax.Array) -> jax.Array:
-    """e / (1 − exp(−τe)), τ = 1/λ: how far gradient flow gets in the time τ (λ where e = 0)."""
-    ratio = eigenvalues / damping
-    small = ratio < 1e-6
-    large = jnp.where(small, 1, ratio)
-    return damping * jnp.where(small, 1 + ratio / 2, large / -jnp.expm1(-large))
-
-
 def tikhonov(inputs: jax.Array, outputs: jax.Array, damping: jax.Array) -> jax.Array:
     """(a + π√λ)(g + √λ/π): factored Tikhonov damping of A ⊗ G, π² = mean a / mean g.
 
@@ -48,5 +40,4 @@ def tikhonov(inputs: jax.Array, outputs: jax.Array, damping: jax.Array) -> jax.A
 RULES: dict[str, Rule] = {
     "damped": damped,
     "pseudoinverse": pseudoinverse,
-    "finite_time": finite_time,
 }

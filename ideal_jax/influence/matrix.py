@@ -116,7 +116,6 @@ def influence_matrix(
     iterations: int = 100,
     tangents: int | None = None,
     second_moment: Tree | None = None,
-    time: float | None = None,
     progress: Progress = silent,
 ) -> InfluenceMatrix:
     """Domain influence A_ij = ∂Q_i/∂β_j at ``params``.
@@ -148,7 +147,6 @@ def influence_matrix(
         key=key,
         tangents=tangents,
         second_moment=second_moment,
-        time=time,
         progress=progress,
     )[0]
 
@@ -167,7 +165,6 @@ def estimate(
     key: jax.Array | None = None,
     tangents: int | None = None,
     second_moment: Tree | None = None,
-    time: float | None = None,
     more: Sequence[Mapping[str, Sample]] = (),
     spread: Mapping[str, Sample] | None = None,
     confidence: float = 0.95,
@@ -191,7 +188,6 @@ def estimate(
       tangents: right-hand sides solved and scored at a time; None: all. Conjugate gradients hold
         five parameter trees for each, beside n domain gradients.
       second_moment: v̂ of the optimizer, for "adam".
-      time: τ, the sum of the learning rates of the training, for "finite_time".
       more: further examples of the domains, sample after sample, scored only while they can settle
         the sign of some α_j: while it is open, and would not be if the references were all that
         is in doubt. All R solutions are then kept, so ``tangents`` saves no memory; and gradients
@@ -211,9 +207,7 @@ def estimate(
         _check(kind, samples)
     v = _reference_weights(references, weights)
     key = jax.random.key(0) if key is None else key
-    fitted = chosen.fit(
-        Setting(problem, params, curvature, key, options, second_moment, time, progress)
-    )
+    fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     chunk = tangents or max(len(references), len(domains))
     solver = Solver(example_loss(problem), params, chosen, fitted.state, chunk, progress)
 

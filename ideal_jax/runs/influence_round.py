@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ideal_jax import sharding, trees
+from ideal_jax import sharding
 from ideal_jax.influence import ENDINGS, Diagnostics, Sample, estimate, metagradient
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import METAGRADIENT
@@ -116,7 +115,6 @@ def _estimated(
         key=jax.random.key(config.seed),
         tangents=options.tangents or None,
         second_moment=_second_moment(session, trained) if options.estimator == "adam" else None,
-        time=_flow_time(session, plan, trained) if options.estimator == "finite_time" else None,
         progress=progress,
     )
     scored = stages.parts[: diagnostics.stages]
@@ -141,15 +139,6 @@ def _estimated(
 
 def _second_moment(session: Session, trained: Trained) -> Any:
     return second_moment(trained.state.opt_state, session.config.training.beta2)
-
-
-def _flow_time(session: Session, plan: MixturePlan, trained: Trained) -> float:
-    """Σ of the learning rates, over the mean √v̂ by which Adam divides the gradient."""
-    recipe = round_recipe(session, plan)
-    roots = jax.tree.map(jnp.sqrt, _second_moment(session, trained))
-    total = sum(float(jnp.sum(x)) for x in jax.tree.leaves(roots))
-    mean = total / trees.size(roots)
-    return sum(float(recipe.learning_rate(step)) for step in range(recipe.steps)) / mean
 
 
 def important_share(matrix: InfluenceMatrix, diagnostics: Diagnostics) -> float | None:

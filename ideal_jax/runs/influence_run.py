@@ -37,7 +37,7 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
             "--config.model.init=FOLDER is missing: influence is measured at a trained model, such"
             " as rounds/00 of a run"
         )
-    if estimator in ("adam", "finite_time", METAGRADIENT):
+    if estimator in ("adam", METAGRADIENT):
         raise UserError(
             f"influence.estimator={estimator!r} needs the training itself, which a checkpoint does"
             " not hold; use it in a run, or choose another"

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options, Sample, TapLayer, estimate, fit_blocks, solve_blocks
 from ideal_jax.influence.blocks import parts
-from ideal_jax.influence.inversion import finite_time
 from ideal_jax.influence.kfac import factor_sums
 from ideal_jax.influence.passes import Placement
 
@@ -73,35 +72,6 @@ def test_pseudoinverse_cuts_off_what_lies_below(tiny, name, layer):
     # What is cut off is told.
     residuals = solve_blocks(blocks, jax.tree.map(lambda x: x[None], tiny.params)).residuals
     assert 0 < residuals[0] < 1
-
-
-def test_finite_time_is_gradient_flow_stopped():
-    eigenvalues = jnp.array([0.0, 1e-9, 0.3, 2.0, 50.0])
-    time, steps = 1.7, 200_000
-    # Flow on ½ e x² − x from 0 reaches (1 − exp(−τe)) / e.
-    x = jnp.zeros(5)
-    x = jax.lax.fori_loop(0, steps, lambda _, x: x + time / steps * (1 - eigenvalues * x), x)
-    np.testing.assert_allclose(1 / finite_time(eigenvalues, jnp.asarray(1 / time)), x, rtol=1e-3)
-
-
-def test_a_short_flow_is_a_gradient_step(tiny):
-    batches = tiny.batches(tiny.examples(30), 10)
-    domains = {
-        name: Sample(tiny.batches(tiny.examples(12, seed=k, tilt=k), 6), 12)
-        for k, name in enumerate("ab")
-    }
-    common = {"domains": domains, "references": domains, "curvature": batches}
-
-    def matrix(estimator, **more):
-        options = Options(damping=more.pop("damping", 1e-6), damping_mode="absolute")
-        return estimate(
-            tiny.problem, tiny.params, **common, estimator=estimator, options=options, **more
-        )[0].matrix
-
-    short = matrix("finite_time", time=1e-6) / 1e-6
-    np.testing.assert_allclose(short, matrix("identity"), rtol=1e-4)
-    with pytest.raises(UserError, match="finite_time' needs time"):
-        matrix("finite_time")
 
 
 def test_unknown_and_impossible_rules_are_refused(tiny):

@@ -327,5 +327,5 @@ def test_mistakes_are_refused_by_name(tiny, change, message):
 
 
 def test_registry_names():
-    names = "identity adam fisher_diag kfac ekfac finite_time ggn_cg hessian_cg official"
+    names = "identity adam fisher_diag kfac ekfac ggn_cg hessian_cg official"
     assert list(ESTIMATORS) == names.split()
