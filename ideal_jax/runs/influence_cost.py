@@ -34,10 +34,7 @@ class Price:
         spread: dict[str, Sample],
         curvature: Sequence[Placed],
     ):
-        options, self._params = (
-            session.config.influence,
-            abstract_params(session.model, session.mesh),
-        )
+        options = session.config.influence
         self._cfg, self._length = session.model.cfg, session.config.data.row_length
         self._name, self._iterations = options.estimator, options.iterations
         self._R, self._n = len(references), len(session.names)

@@ -54,14 +54,10 @@ def influence_round(
             measured = _estimated(session, state, plan, trained, references, progress)
     matrix, record = measured
     share = record["flops"] / round_flops(session, plan)
-    session.reporter.console.print(
-        f"round {state.round}: influence cost {share:.1%} of the FLOPs of the round's training"
-        + (
-            f"; {matrix.examples_used} examples scored: {record['ended']}"
-            if "ended" in record
-            else ""
-        )
-    )
+    told = f"round {state.round}: influence cost {share:.1%} of the FLOPs of the round's training"
+    if "ended" in record:
+        told += f"; {matrix.examples_used} examples scored: {record['ended']}"
+    session.reporter.console.print(told)
     following = update(
         state,
         matrix,
