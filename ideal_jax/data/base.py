@@ -1,10 +1,10 @@
 """What the base model M_0 is pre-trained on, when it is not given."""
 
 from ideal_jax.data import synthetic
-from ideal_jax.data.landing import landing
 from ideal_jax.data.prepare import Dataset, tokenized
 from ideal_jax.data.sources import read_domain
 from ideal_jax.data.store import TokenStore
+from ideal_jax.landing import landing
 
 
 def generic_store(dataset: Dataset, examples: int, seed: int, row_length: int) -> TokenStore:

@@ -23,12 +23,12 @@ import numpy as np
 from ideal_jax import config as config_lib
 from ideal_jax.data import synthetic
 from ideal_jax.data.chat import render_all
-from ideal_jax.data.landing import landing, one_at_a_time
 from ideal_jax.data.sources import Record, find_domains, read_domain
 from ideal_jax.data.splits import split
 from ideal_jax.data.store import TokenStore
 from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, train_bpe
 from ideal_jax.errors import UserError
+from ideal_jax.landing import landing, one_at_a_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,22 @@ def find_domains(root: str | Path, names: Sequence[str] = ()) -> dict[str, Domai
     return {name: _domain_files(root / name) for name in names or available}
 
 
-def read_domain(path: str | Path) -> Iterator[Record]:
+def stop_at(error: UserError) -> None:
+    """What becomes of a bad record unless the caller knows better: it ends everything."""
+    raise error
+
+
+def read_domain(
+    path: str | Path, refuse: Callable[[UserError], None] = stop_at
+) -> Iterator[Record]:
     """The records of one JSONL(.gz) file, in order.
 
     A line holds ``messages``, or ``prompt`` and ``response``, or Alpaca's ``instruction``,
     ``input`` (optional) and ``output``. Other keys are ignored, and so are blank lines.
+
+    Args:
+      path: the file.
+      refuse: called with the error of each bad record, which is left out if it returns.
     """
     path = Path(path)
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -86,7 +97,12 @@ def read_domain(path: str | Path) -> Iterator[Record]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     empty = False
-                    yield _record(line, f"{path}:{number}")
+                    try:
+                        record = _record(line, f"{path}:{number}")
+                    except UserError as error:
+                        refuse(error)
+                    else:
+                        yield record
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}:{number + 1}: not readable as gzip: {error}") from error
     if empty:

@@ -11,7 +11,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.sources import ArrayRecordDataSource
 
-from ideal_jax.data.landing import landing
+from ideal_jax.landing import landing
 
 _RECORDS, _INDEX, _SUMMARY = "examples.array_record", "index.npz", "summary.json"
 

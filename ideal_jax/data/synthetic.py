@@ -18,8 +18,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ideal_jax.data.landing import landing
 from ideal_jax.errors import UserError
+from ideal_jax.landing import landing
 
 _LETTERS = "abcdefgh"
 _CLOSES = {"(": ")", "[": "]", "{": "}"}

@@ -112,3 +112,13 @@ def test_missing_domains_are_named(root):
     write(root / "math" / "train.jsonl.gz", GOOD)
     with pytest.raises(UserError, match="both exist"):
         find_domains(root, ("math",))
+
+
+def test_whoever_asks_gets_every_bad_record_and_the_good_ones(tmp_path):
+    path = tmp_path / "train.jsonl"
+    good = json.dumps({"prompt": "p", "response": "r"})
+    path.write_text(f'{good}\n[1]\n{good}\n{{"messages": 3}}\n')
+    refused = []
+    records = list(read_domain(path, refused.append))
+    assert len(records) == 2
+    assert [str(error).split(": ")[0] for error in refused] == [f"{path}:2", f"{path}:4"]

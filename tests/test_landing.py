@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ideal_jax.data.landing import landing, one_at_a_time
+from ideal_jax.landing import landing, one_at_a_time
 
 
 def test_all_or_nothing(tmp_path):
@@ -34,7 +34,7 @@ def test_a_file_is_replaced(tmp_path):
 def test_a_killed_process_leaves_no_half_result_and_gives_up_its_turn(tmp_path):
     program = f"""
 import pathlib, time
-from ideal_jax.data.landing import landing, one_at_a_time
+from ideal_jax.landing import landing, one_at_a_time
 folder = pathlib.Path({str(tmp_path)!r})
 with one_at_a_time(folder), landing(folder / "x") as partial:
     partial.mkdir()
