@@ -1,6 +1,11 @@
-"""Models: one Linen decoder."""
+"""Models: one Linen decoder, and the families of Hugging Face that it reads and writes."""
 
+from ideal_jax.models.config import DecoderConfig as DecoderConfig
+from ideal_jax.models.config import LoRA as LoRA
 from ideal_jax.models.decoder import Decoder as Decoder
-from ideal_jax.models.decoder import DecoderConfig as DecoderConfig
 from ideal_jax.models.decoder import empty_cache as empty_cache
 from ideal_jax.models.decoder import output_matrix as output_matrix
+from ideal_jax.models.export import save_hf as save_hf
+from ideal_jax.models.huggingface import load_hf as load_hf
+from ideal_jax.models.parameters import abstract_params as abstract_params
+from ideal_jax.models.parameters import random_params as random_params

@@ -1,17 +1,57 @@
-"""Rotary positions, masks and attention: pure functions of arrays."""
+"""Rotary positions, visibility and attention: pure functions of arrays."""
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def rotate(x_BxTxNxH: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding in the half-split layout of Hugging Face's Llama.
+class RopeScaling(NamedTuple):
+    """How rotary frequencies are stretched to contexts longer than those of pre-training.
+
+    kind: "linear" divides all frequencies by ``factor`` (Chen et al., arXiv 2306.15595); "llama3"
+      only those that turn less than ``low`` times in ``original_length`` positions, keeps those
+      that turn more than ``high`` times, and blends in between (Llama 3.1).
+    """
+
+    kind: str
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 8192
+
+
+class Places(NamedTuple):
+    """Where tokens stand: positions int32[B, T] in their example, segments int32[B, T] its number.
+
+    A token sees those of its own segment that stand no later than itself.
+    """
+
+    positions: jax.Array
+    segments: jax.Array
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """float64[H/2]: radians per position of each pair of a head's dimensions.
 
     Source: Su et al., "RoFormer" (arXiv 2104.09864).
     """
-    H = x_BxTxNxH.shape[-1]
-    wide = jnp.promote_types(x_BxTxNxH.dtype, jnp.float32)
-    frequencies = theta ** (-jnp.arange(0, H, 2, dtype=wide) / H)
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is None:
+        return frequencies
+    slowed = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slowed
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return keep * frequencies + (1 - keep) * slowed
+
+
+def rotate(x_BxTxNxH: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Rotary position embedding in the half-split layout of Hugging Face's Llama."""
+    wide = frequencies.dtype
     angles_BxTx1xH = positions_BxT[:, :, None, None].astype(wide) * frequencies
     sin, cos = jnp.sin(angles_BxTx1xH), jnp.cos(angles_BxTx1xH)
     first, second = jnp.split(x_BxTxNxH.astype(wide), 2, axis=-1)
@@ -19,30 +59,46 @@ def rotate(x_BxTxNxH: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.
     return rotated.astype(x_BxTxNxH.dtype)
 
 
-def causal_mask(length: int, segments_BxT: jax.Array | None = None) -> jax.Array:
-    """bool[B or 1, T, T]: may the query (axis 1) see the key (axis 2)?
+def visible(queries: Places, keys: Places, window: jax.Array | None = None) -> jax.Array:
+    """bool[B, T, C]: may the query (axis 1) see the key (axis 2)?
 
     Args:
-      length: T.
-      segments_BxT: example number of each token; a token sees only its own example.
+      queries, keys: T and C tokens.
+      window: a query also sees no further back than this many tokens, itself included.
     """
-    mask = jnp.tril(jnp.ones((length, length), bool))[None]
-    if segments_BxT is None:
-        return mask
-    return mask & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
+    distance_BxTxC = queries.positions[:, :, None] - keys.positions[:, None, :]
+    mask = (distance_BxTxC >= 0) & (queries.segments[:, :, None] == keys.segments[:, None, :])
+    return mask if window is None else mask & (distance_BxTxC < window)
 
 
-def attend(q_BxTxNxH: jax.Array, k_BxCxKxH: jax.Array, v_BxCxKxH: jax.Array, mask: jax.Array):
+def attend(
+    q_BxTxNxH: jax.Array,
+    k_BxCxKxH: jax.Array,
+    v_BxCxKxH: jax.Array,
+    mask_BxTxC: jax.Array,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> jax.Array:
     """Scaled dot-product attention BxTxNxH with grouped heads, softmax in float32 or wider.
 
     Pure JAX, so it has a forward mode: fused kernels (splash, cuDNN) have none, and influence
     scores are forward-mode derivatives.
+
+    Args:
+      scale: of the scores.
+      softcap: scores pass through softcap·tanh(·/softcap) (Gemma 2); 0: they do not.
     """
     B, T, N, H = q_BxTxNxH.shape
     K = k_BxCxKxH.shape[2]
-    q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H) * H**-0.5
+    q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H) * scale
     scores = jnp.einsum("btkgh,bckh->bkgtc", q_BxTxKxGxH, k_BxCxKxH)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    scores = soft_capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), softcap)
+    scores = jnp.where(mask_BxTxC[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxCxKxH.dtype)
     return jnp.einsum("bkgtc,bckh->btkgh", weights, v_BxCxKxH).reshape(B, T, N, H)
+
+
+def soft_capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap·tanh(x/cap), which stays within ±cap; ``x`` itself where cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x

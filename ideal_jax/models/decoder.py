@@ -1,4 +1,4 @@
-"""One decoder-only transformer of the Llama shape: RMSNorm, GQA, RoPE, SwiGLU.
+"""One decoder-only transformer: RMSNorm, GQA, RoPE, gated MLP, and what the families add to it.
 
 The layers are stacked (``nn.scan``): every parameter of a layer has a leading axis L. Every dense
 layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output, so curvature
@@ -6,50 +6,26 @@ sees all layers while training, which asks for neither collection, pays nothing.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ideal_jax.models import attention
+from ideal_jax.models.attention import Places
+from ideal_jax.models.config import DecoderConfig
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
+Kind = dict[str, jax.Array]  # what differs between layers: {"frequencies": LxH/2, "window": L}
 
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder.
-
-    Attributes:
-      vocab_size: V, tokens that can be predicted.
-      d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff: D, L, N, K, H, F.
-      rope_theta: base of the rotary frequencies.
-      norm_eps: ε of RMSNorm.
-      tie_embeddings: the output matrix is the transposed embedding.
-      dtype: of activations.  param_dtype: of parameters.
-      remat: recompute each layer in the backward pass instead of storing it.
-    """
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    rope_theta: float = 500_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: bool = False
-
-    @property
-    def padded_vocab(self) -> int:
-        """V rounded up, so that the vocabulary can be split over devices."""
-        return -(-self.vocab_size // 64) * 64
+_ACTIVATIONS: dict[str, Any] = {
+    "silu": nn.silu,
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 
 def _parameter(
@@ -65,26 +41,49 @@ def _parameter(
     return module.param(name, boxed, shape, jnp.dtype(cfg.param_dtype))
 
 
+def _residual_init(cfg: DecoderConfig) -> Any:
+    """For the matrices that write to the residual stream: smaller, the more of them there are."""
+    return nn.initializers.variance_scaling(0.5 / cfg.n_layers, "fan_in", "normal")
+
+
 class Dense(nn.Module):
-    """``x @ kernel`` with the two taps that curvature needs."""
+    """``x @ kernel`` with the two taps that curvature needs and, where asked, an adapter."""
 
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str | None, str | None]
     cfg: DecoderConfig
-    init_scale: float = 1.0
+    bias: bool = False
+    init: Any = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., I] to [..., O]."""
-        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         shape = (x.shape[-1], self.features)
-        kernel_IxO = _parameter(self, "kernel", init, shape, self.axes, self.cfg)
+        kernel_IxO = _parameter(self, "kernel", self.init, shape, self.axes, self.cfg)
         self.sow("taps", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         y = x @ kernel_IxO.astype(x.dtype)
+        if self.bias:
+            zeros = nn.initializers.zeros
+            bias_O = _parameter(self, "bias", zeros, shape[1:], self.axes[1:], self.cfg)
+            y = y + bias_O.astype(x.dtype)
         # ``perturb`` raises in layers that are not tapped while others are.
         if self.is_initializing() or self.has_variable("perturbations", "output"):
             y = self.perturb("output", y, collection="perturbations")
+        lora = self.cfg.lora
+        if lora is not None and lora.covers("/".join(self.path)):
+            y = y + self._low_rank(x) * (lora.alpha / lora.rank)
         return y
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        cfg, lora = dataclasses.replace(self.cfg, lora=None), self.cfg.lora
+        assert lora is not None
+        if lora.dropout:
+            x = nn.Dropout(lora.dropout, deterministic=not self.has_rng("dropout"))(x)
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        a = Dense(lora.rank, (self.axes[0], None), cfg, init=uniform, name="lora_a")
+        zeros = nn.initializers.zeros
+        b = Dense(self.features, (None, self.axes[1]), cfg, init=zeros, name="lora_b")
+        return b(a(x))
 
 
 class RMSNorm(nn.Module):
@@ -95,11 +94,12 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis."""
-        ones = nn.initializers.ones
-        scale = _parameter(self, "scale", ones, x.shape[-1:], (None,), self.cfg)
+        offset = 1.0 if self.cfg.unit_offset_norm else 0.0
+        init = nn.initializers.constant(1.0 - offset)
+        scale = _parameter(self, "scale", init, x.shape[-1:], (None,), self.cfg)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         rms = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.cfg.norm_eps)
-        return (wide * rms * scale.astype(wide.dtype)).astype(x.dtype)
+        return (wide * rms * (scale.astype(wide.dtype) + offset)).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -109,32 +109,46 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, cache: Cache | None, positions_BxT: jax.Array, mask: jax.Array
+        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, queries: Places, keys: Places
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the layer's output BxTxD and its new cache (BxCxKxH without the axis L)."""
         c = self.cfg
         B, T, _ = x_BxTxD.shape
-        q = Dense(c.n_heads * c.head_dim, ("embed", "heads"), c, name="q")(x_BxTxD)
-        k = Dense(c.n_kv_heads * c.head_dim, ("embed", "kv_heads"), c, name="k")(x_BxTxD)
-        v = Dense(c.n_kv_heads * c.head_dim, ("embed", "kv_heads"), c, name="v")(x_BxTxD)
+        q = Dense(c.n_heads * c.head_dim, ("embed", "heads"), c, c.qkv_bias, name="q")(x_BxTxD)
+        k = Dense(c.n_kv_heads * c.head_dim, ("embed", "kv_heads"), c, c.qkv_bias, name="k")(
+            x_BxTxD
+        )
+        v = Dense(c.n_kv_heads * c.head_dim, ("embed", "kv_heads"), c, c.qkv_bias, name="v")(
+            x_BxTxD
+        )
         q_BxTxNxH = q.reshape(B, T, c.n_heads, c.head_dim)
         k_BxTxKxH = k.reshape(B, T, c.n_kv_heads, c.head_dim)
         v_BxTxKxH = v.reshape(B, T, c.n_kv_heads, c.head_dim)
-        q_BxTxNxH = attention.rotate(q_BxTxNxH, positions_BxT, c.rope_theta)
-        k_BxTxKxH = attention.rotate(k_BxTxKxH, positions_BxT, c.rope_theta)
+        if c.qk_norm:
+            q_BxTxNxH = RMSNorm(c, name="q_norm")(q_BxTxNxH)
+            k_BxTxKxH = RMSNorm(c, name="k_norm")(k_BxTxKxH)
+        q_BxTxNxH = attention.rotate(q_BxTxNxH, queries.positions, kind["frequencies"])
+        k_BxTxKxH = attention.rotate(k_BxTxKxH, queries.positions, kind["frequencies"])
         if cache is not None:
             rows = jnp.arange(B)[:, None]
-            k_BxTxKxH = cache["k"].at[rows, positions_BxT].set(k_BxTxKxH)
-            v_BxTxKxH = cache["v"].at[rows, positions_BxT].set(v_BxTxKxH)
+            k_BxTxKxH = cache["k"].at[rows, queries.positions].set(k_BxTxKxH)
+            v_BxTxKxH = cache["v"].at[rows, queries.positions].set(v_BxTxKxH)
             cache = {"k": k_BxTxKxH, "v": v_BxTxKxH}
-        y_BxTxNxH = attention.attend(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, mask)
+        y_BxTxNxH = attention.attend(
+            q_BxTxNxH,
+            k_BxTxKxH,
+            v_BxTxKxH,
+            attention.visible(queries, keys, kind.get("window")),
+            scale=c.attention_scale or c.head_dim**-0.5,
+            softcap=c.attention_softcap,
+        )
         y = y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim)
-        o = Dense(c.d_model, ("heads", "embed"), c, init_scale=0.5 / c.n_layers, name="o")
+        o = Dense(c.d_model, ("heads", "embed"), c, c.o_bias, init=_residual_init(c), name="o")
         return o(y), cache
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """A gated MLP: down(activation(gate(x)) * up(x))."""
 
     cfg: DecoderConfig
 
@@ -142,10 +156,11 @@ class MLP(nn.Module):
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps BxTxD to BxTxD."""
         c = self.cfg
-        gate_BxTxF = Dense(c.d_ff, ("embed", "mlp"), c, name="gate")(x_BxTxD)
-        up_BxTxF = Dense(c.d_ff, ("embed", "mlp"), c, name="up")(x_BxTxD)
-        down = Dense(c.d_model, ("mlp", "embed"), c, init_scale=0.5 / c.n_layers, name="down")
-        return down(nn.silu(gate_BxTxF) * up_BxTxF)
+        gate_BxTxF = Dense(c.d_ff, ("embed", "mlp"), c, c.mlp_bias, name="gate")(x_BxTxD)
+        up_BxTxF = Dense(c.d_ff, ("embed", "mlp"), c, c.mlp_bias, name="up")(x_BxTxD)
+        init = _residual_init(c)
+        down = Dense(c.d_model, ("mlp", "embed"), c, c.mlp_bias, init=init, name="down")
+        return down(_ACTIVATIONS[c.activation](gate_BxTxF) * up_BxTxF)
 
 
 class Block(nn.Module):
@@ -155,15 +170,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, cache: Cache | None, positions_BxT: jax.Array, mask: jax.Array
+        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, queries: Places, keys: Places
     ) -> tuple[jax.Array, Cache | None]:
         """Adds attention and MLP to the residual stream; returns (x, the layer's cache)."""
         y, cache = Attention(self.cfg, name="attention")(
-            RMSNorm(self.cfg, name="attention_norm")(x_BxTxD), cache, positions_BxT, mask
+            self._norm("attention_norm", x_BxTxD), cache, kind, queries, keys
         )
-        x_BxTxD = constrain(x_BxTxD + y, "batch", None, None)
-        y = MLP(self.cfg, name="mlp")(RMSNorm(self.cfg, name="mlp_norm")(x_BxTxD))
-        return constrain(x_BxTxD + y, "batch", None, None), cache
+        x_BxTxD = self._add(x_BxTxD, y, "attention_post_norm")
+        y = MLP(self.cfg, name="mlp")(self._norm("mlp_norm", x_BxTxD))
+        return self._add(x_BxTxD, y, "mlp_post_norm"), cache
+
+    def _norm(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
+        return RMSNorm(self.cfg, name=name)(x_BxTxD)
+
+    def _add(self, x_BxTxD: jax.Array, y_BxTxD: jax.Array, post_norm: str) -> jax.Array:
+        if self.cfg.post_norms:
+            y_BxTxD = self._norm(post_norm, y_BxTxD)
+        return constrain(x_BxTxD + y_BxTxD, "batch", None, None)
 
 
 class Decoder(nn.Module):
@@ -171,9 +194,15 @@ class Decoder(nn.Module):
 
     ``model.apply({"params": params}, tokens_BxT) -> logits_BxTxV`` in float32 (float64 when the
     parameters are).
+
+    Attributes:
+      cfg: its shape.
+      origin: what Hugging Face's files said of the model it was read from, as JSON (see
+        ``huggingface.py``); "" if it was not.
     """
 
     cfg: DecoderConfig
+    origin: str = ""
 
     def setup(self) -> None:
         """Embedding, L stacked blocks, final norm, output matrix."""
@@ -183,8 +212,8 @@ class Decoder(nn.Module):
         self.layers = nn.scan(
             nn.remat(Block, prevent_cse=False) if c.remat else Block,
             variable_axes={"params": 0, "taps": 0, "perturbations": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
@@ -217,8 +246,10 @@ class Decoder(nn.Module):
         """The normalised last hidden state BxTxD; times the output matrix it gives the logits."""
         if positions_BxT is None:
             positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-        mask_BxTxT = attention.causal_mask(tokens_BxT.shape[1], segments_BxT)
-        x_BxTxD, _ = self.layers(self._embed(tokens_BxT), None, positions_BxT, mask_BxTxT)
+        if segments_BxT is None:
+            segments_BxT = jnp.zeros_like(tokens_BxT)
+        here = Places(positions_BxT, segments_BxT)
+        x_BxTxD, _ = self.layers(self._embed(tokens_BxT), None, self._kinds(), here, here)
         return self.final_norm(x_BxTxD)
 
     def decode(
@@ -229,14 +260,33 @@ class Decoder(nn.Module):
         A token sees the cache slots up to its own position, so padding to the right of a prompt
         is harmless: later tokens overwrite it before anything can attend to it.
         """
-        slots = jnp.arange(cache["k"].shape[2])
-        mask_BxTxC = slots[None, None, :] <= positions_BxT[:, :, None]
+        slots = jnp.arange(cache["k"].shape[2])[None]
+        queries = Places(positions_BxT, jnp.zeros_like(positions_BxT))
+        keys = Places(slots, jnp.zeros_like(slots))
         new: Any
-        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, positions_BxT, mask_BxTxC)
+        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, self._kinds(), queries, keys)
         return self._logits(self.final_norm(x_BxTxD)), new
+
+    def _kinds(self) -> Kind:
+        c = self.cfg
+        wide = jnp.promote_types(c.dtype, jnp.float32)
+        everywhere = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        if not c.windows:
+            return {"frequencies": jnp.asarray(np.tile(everywhere, (c.n_layers, 1)), wide)}
+        local = everywhere
+        if c.local_rope_theta:
+            local = attention.rope_frequencies(c.head_dim, c.local_rope_theta)
+        frequencies = [local if window else everywhere for window in c.windows]
+        reach = [window or np.iinfo(np.int32).max for window in c.windows]
+        return {
+            "frequencies": jnp.asarray(np.stack(frequencies), wide),
+            "window": jnp.asarray(reach, jnp.int32),
+        }
 
     def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding[tokens_BxT].astype(jnp.dtype(self.cfg.dtype))
+        if self.cfg.scale_embedding:
+            x_BxTxD = x_BxTxD * jnp.asarray(self.cfg.d_model**0.5, x_BxTxD.dtype)
         return constrain(x_BxTxD, "batch", None, None)
 
     def _logits(self, h_BxTxD: jax.Array) -> jax.Array:
@@ -245,6 +295,7 @@ class Decoder(nn.Module):
         else:
             logits = self.head(h_BxTxD)
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        wide = attention.soft_capped(wide, self.cfg.logit_softcap)
         return wide[..., : self.cfg.vocab_size]
 
 

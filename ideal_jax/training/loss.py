@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ideal_jax.models import Decoder, output_matrix
+from ideal_jax.models.attention import soft_capped
 
 Batch = Mapping[str, jax.Array]
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
@@ -15,7 +16,12 @@ LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
 def blocked_nll(
-    h_BxTxD: jax.Array, head_DxV: jax.Array, targets_BxT: jax.Array, vocab_size: int, block: int
+    h_BxTxD: jax.Array,
+    head_DxV: jax.Array,
+    targets_BxT: jax.Array,
+    vocab_size: int,
+    block: int,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """−log p(target) in nats, BxT, one block of positions at a time.
 
@@ -28,6 +34,7 @@ def blocked_nll(
       targets_BxT: next tokens, below ``vocab_size``.
       vocab_size: real vocabulary; padded entries get no probability.
       block: positions per block; T is padded up to a multiple.
+      softcap: of the logits; 0: none.
     """
     B, T, D = h_BxTxD.shape
     block = min(block, T)
@@ -40,6 +47,7 @@ def blocked_nll(
     @jax.checkpoint
     def one(h_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
         logits = (h_BxCxD @ head).astype(jnp.promote_types(h.dtype, jnp.float32))
+        logits = soft_capped(logits, softcap)
         real = jnp.arange(logits.shape[-1]) < vocab_size
         logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
         chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
@@ -61,7 +69,9 @@ def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]
             method=Decoder.hidden,
         )
         head = output_matrix(model.cfg, params)
-        return blocked_nll(h_BxTxD, head, batch["targets"], model.cfg.vocab_size, block)
+        cfg = model.cfg
+        targets_BxT = batch["targets"]
+        return blocked_nll(h_BxTxD, head, targets_BxT, cfg.vocab_size, block, cfg.logit_softcap)
 
     return nll
 

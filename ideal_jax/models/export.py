@@ -1,0 +1,152 @@
+"""Decoders as Hugging Face folders, written by all hosts together, one tensor at a time."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
+
+from ideal_jax import sharding
+from ideal_jax.errors import UserError
+from ideal_jax.landing import landing
+from ideal_jax.models import families
+from ideal_jax.models.config import DecoderConfig
+from ideal_jax.models.decoder import Decoder
+from ideal_jax.models.huggingface import (
+    family_of,
+    has_vocab,
+    hf_config,
+    is_stacked,
+    stored_shape,
+    tensor_names,
+)
+from ideal_jax.models.parameters import by_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+_SHARD_BYTES = 5 * 10**9  # tensors in one file; a writing host holds one file at a time
+
+
+def save_hf(
+    path: str | Path,
+    model: Decoder,
+    params: Any,
+    tokenizer: "PreTrainedTokenizerFast | None" = None,
+    *,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Writes a folder that ``transformers.AutoModelForCausalLM.from_pretrained`` loads.
+
+    All processes call it together. Tensors are gathered one at a time and the files shared out, so
+    no host holds more than one of them.
+
+    Args:
+      path: the folder, on a file system that all processes share; must not exist.
+      model: one that ``load_hf`` gave, or any decoder of Llama's shape.
+      params: its parameters, without adapters; stored in their own dtype.
+      tokenizer: saved beside, with its chat template.
+      shard_bytes: tensors in one file.
+
+    Raises:
+      UserError: there is something at ``path``.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another folder or remove it")
+    config, family = hf_config(model), family_of(model)
+    flat = by_path(params)
+    tensors = [
+        (name, at, layer if is_stacked(at) else None)
+        for at in flat
+        for layer, name in enumerate(tensor_names(family, at, model.cfg))
+    ]
+    shards = _shards(tensors, flat, shard_bytes)
+    with _landing_together(path) as partial:
+        for number, (file, entries) in enumerate(shards):
+            mine = number % jax.process_count() == jax.process_index()
+            held = {}
+            for name, at, layer in entries:
+                value = _stored(at, flat[at] if layer is None else flat[at][layer], model.cfg)
+                if mine:
+                    held[name] = value
+            if mine:
+                save_file(held, partial / file, metadata={"format": "pt"})
+        if jax.process_index() == 0:
+            _write_index(partial, shards, flat, model.cfg)
+            _write_configs(partial, config, model, flat)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+
+
+@contextlib.contextmanager
+def _landing_together(path: Path) -> Any:
+    """``landing`` of a folder that all processes write into."""
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(landing(path)).mkdir()
+        _barrier("export begins")
+        yield path.with_name(f".{path.name}.partial")
+        _barrier("export is written")
+    _barrier("export has landed")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _shards(tensors: list[Any], flat: dict[str, Any], most: int) -> list[tuple[str, list[Any]]]:
+    """(file name, its tensors), in order, each file of at most ``most`` bytes if it can be."""
+    groups: list[list[Any]] = [[]]
+    held = 0
+    for tensor in tensors:
+        leaf = flat[tensor[1]]
+        size = leaf.nbytes // (1 if tensor[2] is None else leaf.shape[0])
+        if groups[-1] and held + size > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(tensor)
+        held += size
+    if len(groups) == 1:
+        return [("model.safetensors", groups[0])]
+    count = len(groups)
+    return [(f"model-{i:05}-of-{count:05}.safetensors", g) for i, g in enumerate(groups, start=1)]
+
+
+def _write_index(folder: Path, shards: list[Any], flat: dict[str, Any], cfg: DecoderConfig) -> None:
+    if len(shards) == 1:
+        return
+    files = {name: file for file, entries in shards for name, _, _ in entries}
+    total = sum(
+        int(np.prod(stored_shape(at, flat[at].shape, cfg))) * flat[at].dtype.itemsize
+        for _, entries in shards
+        for _, at, _ in entries
+    )
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_configs(
+    folder: Path, config: "PreTrainedConfig", model: Decoder, flat: dict[str, Any]
+) -> None:
+    from transformers import GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.dtype = str(flat["embedding"].dtype)
+    config.save_pretrained(folder)
+    known = json.loads(model.origin or "{}").get("generation_config")
+    generation = GenerationConfig(**known) if known else GenerationConfig.from_model_config(config)
+    generation.save_pretrained(folder)
+
+
+def _stored(path: str, leaf: jax.Array, cfg: DecoderConfig) -> np.ndarray:
+    """One tensor as the file has it; a collective if ``leaf`` is spread over processes."""
+    value = sharding.fetch(leaf)
+    value = value.T if families.is_transposed(path) else value
+    return np.ascontiguousarray(value[: cfg.vocab_size] if has_vocab(path) else value)

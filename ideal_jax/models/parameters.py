@@ -1,0 +1,48 @@
+"""Parameter trees of a decoder: abstract, random, and as (path, leaf) pairs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from ideal_jax import sharding
+from ideal_jax.models.decoder import Decoder
+
+
+def abstract_params(model: Decoder, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """``jax.ShapeDtypeStruct``s of the parameters, with their shardings if there is a mesh.
+
+    Raises:
+      UserError: a dimension is not divisible by its mesh axis.
+    """
+    boxed = jax.eval_shape(lambda: _init(model, 0))
+    plain = nn.unbox(boxed)
+    if mesh is None:
+        return plain
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        plain,
+        sharding.parameter_shardings(mesh, boxed),
+    )
+
+
+def random_params(model: Decoder, mesh: jax.sharding.Mesh, seed: int) -> Any:
+    """A random initialisation, born sharded."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
+    return sharding.born(mesh, lambda: nn.unbox(_init(model, seed)), shardings)
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """{"layers/attention/q/kernel": leaf, …}."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def from_paths(flat: dict[str, Any]) -> Any:
+    """The inverse of ``by_path``."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _init(model: Decoder, seed: int) -> Any:
+    return model.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]

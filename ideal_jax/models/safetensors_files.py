@@ -1,0 +1,67 @@
+"""The tensors of a Hugging Face folder, read slice by slice from its safetensors files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ideal_jax.errors import UserError
+
+
+class SafetensorsFolder:
+    """All tensors of a folder by name; nothing is read before it is asked for.
+
+    Raises:
+      UserError: no safetensors, a file that the index names is missing, or one is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, Any] = {}  # tensor name -> open file
+        for path in self._paths():
+            try:
+                file = safe_open(path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not readable as safetensors: {error}") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def __iter__(self) -> Any:
+        return iter(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        if name not in self._files:
+            raise UserError(f"{self.folder} holds no tensor {name}; the checkpoint is incomplete")
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str, index: Sequence[slice]) -> np.ndarray:
+        """Part of a tensor, ``start:stop`` of each axis; what lies beyond its end is zero."""
+        kept = self._files[name].get_slice(name)
+        inside, beyond = [], []
+        for part, size in zip(index, kept.get_shape(), strict=True):
+            inside.append(slice(min(part.start, size), min(part.stop, size)))
+            beyond.append((0, (part.stop - part.start) - (inside[-1].stop - inside[-1].start)))
+        found = kept[tuple(inside)]
+        return np.pad(found, beyond) if any(after for _, after in beyond) else found
+
+    def _paths(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            missing = [name for name in names if not (self.folder / name).exists()]
+            if missing:
+                raise UserError(f"{index} names {missing[0]}, which is not there; download it")
+            return [self.folder / name for name in names]
+        if (single := self.folder / "model.safetensors").exists():
+            return [single]
+        raise UserError(
+            f"{self.folder} holds no model.safetensors; save the model with "
+            "save_pretrained(…, safe_serialization=True)"
+        )
