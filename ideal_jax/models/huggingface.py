@@ -60,6 +60,7 @@ def hf_folder(path_or_name: str | Path) -> Path:
 
 def hf_model(folder: Path, dtype: str) -> Decoder:
     """The decoder that a folder's config.json describes."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     file = folder / "config.json"
@@ -67,10 +68,15 @@ def hf_model(folder: Path, dtype: str) -> Decoder:
         values = json.loads(file.read_text())
         families.find_family(values.get("model_type", ""), str(file))
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not readable as a config: {str(error).splitlines()[0]}"
-        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:
+        raise UserError(f"{file}: not a valid config: {' '.join(str(error).split())}") from error
     origin = {"config": config.to_dict()}
     if (generation := folder / "generation_config.json").exists():
         origin["generation_config"] = json.loads(generation.read_text())
