@@ -105,7 +105,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         plan = plan_of(variant, state)
         trained = train_round(variant, plan, folder, name)
         if not record.exists():
-            evaluation = evaluate_round(variant, trained.params, name)
+            evaluation = evaluate_round(variant, trained.whole(variant), name)
             summary = {
                 "counts": state.counts.tolist(),
                 "steps": trained.record["steps"],

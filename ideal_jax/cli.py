@@ -24,6 +24,7 @@ usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [-
   run        decide the mixture, train the balanced model, evaluate every round, write the report
   influence  measure at the model in --config.model.init what more of each domain would do
   verify     train again with one domain moved and compare with what influence predicts
+  export     write the best round's model as a Hugging Face folder (run has done so)
   report     rebuild report.html from the files of a work directory (needs only --workdir)
 
 configs/base.py explains every KEY. The same command continues an interrupted run."""
@@ -74,8 +75,13 @@ def _with_config(name: str, arguments: list[str]) -> int:
     config, workdir = parse(arguments, needs_config=True)
     from ideal_jax import runs  # jax and its backends load only when they are needed
 
-    run = {"run": runs.ideal_run, "influence": runs.influence_run, "verify": runs.verify_run}[name]
-    run(config, workdir, command=" ".join(("ideal-jax", name, *arguments)))
+    verb = {
+        "run": runs.ideal_run,
+        "influence": runs.influence_run,
+        "verify": runs.verify_run,
+        "export": runs.export_run,
+    }[name]
+    verb(config, workdir, command=" ".join(("ideal-jax", name, *arguments)))
     return 0
 
 
@@ -91,6 +97,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": functools.partial(_with_config, "run"),
     "influence": functools.partial(_with_config, "influence"),
     "verify": functools.partial(_with_config, "verify"),
+    "export": functools.partial(_with_config, "export"),
     "report": _report,
 }
 

@@ -58,18 +58,19 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents influence.budget verify.round""",
+        influence.tangents influence.budget verify.round
+        lora.rank""",
     ),
     "must be above 0": (
         lambda x: x > 0,
         """model.rope_theta model.norm_eps base.learning_rate training.learning_rate
-        training.epsilon training.clip_norm""",
+        training.epsilon training.clip_norm lora.alpha""",
     ),
     "must be in [0, 1]": (
         lambda x: 0 <= x <= 1,
         """training.warmup training.final_learning_rate mixture.min_share influence.fraction""",
     ),
-    "must be in [0, 1)": (lambda x: 0 <= x < 1, "training.beta1 training.beta2"),
+    "must be in [0, 1)": (lambda x: 0 <= x < 1, "training.beta1 training.beta2 lora.dropout"),
     "must be in (0, 1)": (lambda x: 0 < x < 1, "mixture.step influence.confidence"),
     "must be in 0..4294967295": (lambda x: 0 <= x < 2**32, "seed"),
 }

@@ -180,7 +180,7 @@ def test_debug_shows_where(tmp_path):
         ("model.n_layers", 0, "model.n_layers=0: must be at least 1"),
         ("model.n_kv_heads", 3, "model.n_heads=4 is no multiple of model.n_kv_heads=3"),
         ("model.dtype", "float8", "model.dtype='float8' is not one of float32"),
-        ("model.init", "no/such", "model.init=no/such holds no finished model (model.json)"),
+        ("model.init", "no/such", "no/such: no such folder, and the hub says"),
         ("training.batch_size", 0, "training.batch_size=0: must be at least 1"),
         ("training.batch_size", -8, "training.batch_size=-8: must be at least 1"),
         ("training.micro_batches", 3, "training.batch_size=16 is no multiple of 3"),
@@ -253,12 +253,12 @@ def test_a_mended_value_needs_no_other_work_directory(refused, tmp_path):
         cli.main(["run", f"--config={TINY}", f"--workdir={tmp_path / 'w'}"])
 
 
-def test_a_base_of_another_shape(refused, tmp_path):
+def test_a_base_that_no_run_wrote(refused, tmp_path):
     (tmp_path / "base").mkdir()
+    init = f"--config.model.init={tmp_path / 'base'}"
+    assert "base holds no finished model (model.json)" in refused(init)
     (tmp_path / "base" / "model.json").write_text(json.dumps({"d_model": 99}))
-    assert "model.json has vocab_size=None, not" in refused(
-        f"--config.model.init={tmp_path / 'base'}"
-    )
+    assert "model.json is no description of a model" in refused(init)
 
 
 # Data ---------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from flax import traverse_util
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
-from ideal_jax.models import Decoder
+from ideal_jax.models import Decoder, lora
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]
 
 
 @functools.cache
@@ -36,7 +36,10 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
 
     def outputs(params: Any, batch: Batch) -> jax.Array:
         logits_BxTxV: Any = model.apply(
-            {"params": params}, batch["tokens"], batch["positions"], batch["segments"]
+            {"params": lora.all_params(params, batch)},
+            batch["tokens"],
+            batch["positions"],
+            batch["segments"],
         )
         return logits_BxTxV
 
@@ -82,7 +85,10 @@ def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
     def run(params: Any, perturbations: dict[str, jax.Array], batch: Batch) -> Any:
         flat = {f"{name}/output": value for name, value in perturbations.items()}
         logits, sown = model.apply(
-            {"params": params, "perturbations": traverse_util.unflatten_dict(flat, sep="/")},
+            {
+                "params": lora.all_params(params, batch),
+                "perturbations": traverse_util.unflatten_dict(flat, sep="/"),
+            },
             batch["tokens"],
             batch["positions"],
             batch["segments"],
@@ -112,7 +118,7 @@ def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
 
 def _input_of(name: str) -> str:
     """A name for what a dense layer reads: q, k and v read the same, and so do gate and up."""
-    return re.sub("/(q|k|v|gate|up)$", "/normalised", name)
+    return re.sub("/(q|k|v|gate|up)(/lora_a)?$", "/normalised", name)
 
 
 def _chosen(model: Decoder, layers: str, max_factor: int) -> tuple[str, ...]:
@@ -120,6 +126,8 @@ def _chosen(model: Decoder, layers: str, max_factor: int) -> tuple[str, ...]:
         return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     paths = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    if model.cfg.lora is not None:
+        paths = traverse_util.flatten_dict(lora.split(jax.eval_shape(init))[1], sep="/")
     dense = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
     if model.cfg.padded_vocab > max_factor and "head" in dense:
         dense.remove("head")

@@ -12,7 +12,8 @@ class LoRA(NamedTuple):
 
     rank: r, columns of A and rows of B.  alpha: x·A·B counts alpha/r.
     dropout: share of the inputs of A that is dropped while training.
-    target: regular expression searched in a dense layer's path, such as ``attention/[qv]$``.
+    target: regular expression searched in the path of a block's dense layer, such as
+      ``attention/[qv]$`` or ``mlp/``.
     """
 
     rank: int
@@ -22,7 +23,7 @@ class LoRA(NamedTuple):
 
     def covers(self, path: str) -> bool:
         """Whether the dense layer of this path has an adapter."""
-        return re.search(self.target, path) is not None
+        return path.startswith("layers/") and re.search(self.target, path) is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,7 @@ def save_hf(
                 save_file(held, partial / file, metadata={"format": "pt"})
         if jax.process_index() == 0:
             _write_index(partial, shards, flat, model.cfg)
-            _write_configs(partial, config, model, flat)
+            _write_configs(partial, config, model, flat, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
 
@@ -132,13 +132,20 @@ def _write_index(folder: Path, shards: list[Any], flat: dict[str, Any], cfg: Dec
 
 
 def _write_configs(
-    folder: Path, config: "PreTrainedConfig", model: Decoder, flat: dict[str, Any]
+    folder: Path,
+    config: "PreTrainedConfig",
+    model: Decoder,
+    flat: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerFast | None",
 ) -> None:
     from transformers import GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.dtype = str(flat["embedding"].dtype)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(config, key) is None:
+            setattr(config, key, getattr(tokenizer, key, None))
     config.save_pretrained(folder)
     known = json.loads(model.origin or "{}").get("generation_config")
     generation = GenerationConfig(**known) if known else GenerationConfig.from_model_config(config)

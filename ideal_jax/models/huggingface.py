@@ -51,7 +51,9 @@ def hf_folder(path_or_name: str | Path) -> Path:
 
     try:
         return Path(
-            snapshot_download(str(path_or_name), allow_patterns=["*.json", "*.safetensors"])
+            snapshot_download(
+                str(path_or_name), allow_patterns=["*.json", "*.jinja", "*.safetensors"]
+            )
         )
     except Exception as error:  # the hub's client has dozens, and all mean the same to a user
         reason = str(error).strip().splitlines()[0]

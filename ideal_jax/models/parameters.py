@@ -1,5 +1,6 @@
 """Parameter trees of a decoder: abstract, random, and as (path, leaf) pairs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,10 +29,15 @@ def abstract_params(model: Decoder, mesh: jax.sharding.Mesh | None = None) -> An
     )
 
 
-def random_params(model: Decoder, mesh: jax.sharding.Mesh, seed: int) -> Any:
-    """A random initialisation, born sharded."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-    return sharding.born(mesh, lambda: nn.unbox(_init(model, seed)), shardings)
+def random_params(
+    model: Decoder,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    part: Callable[[Any], Any] = lambda params: params,
+) -> Any:
+    """A random initialisation, or only a part of its tree, born sharded."""
+    shardings = part(jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh)))
+    return sharding.born(mesh, lambda: part(nn.unbox(_init(model, seed))), shardings)
 
 
 def by_path(params: Any) -> dict[str, Any]:

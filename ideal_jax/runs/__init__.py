@@ -1,5 +1,6 @@
 """The verbs as functions of a config."""
 
+from ideal_jax.runs.export_run import export_run as export_run
 from ideal_jax.runs.ideal_run import ideal_run as ideal_run
 from ideal_jax.runs.influence_run import influence_run as influence_run
 from ideal_jax.runs.verify_run import verify_run as verify_run

@@ -35,8 +35,11 @@ def forward_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
 
 
 def train_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
-    """FLOPs of training on tokens, or of a gradient: forward, and a backward of twice that."""
-    return 3.0 * forward_flops(cfg, tokens, length)
+    """FLOPs of training on tokens, or of a gradient: forward, and a backward of twice that.
+
+    Where only adapters are trained, the backward is through activations alone: as much again.
+    """
+    return (3.0 if cfg.lora is None else 2.0) * forward_flops(cfg, tokens, length)
 
 
 def curvature_flops(

@@ -29,7 +29,7 @@ def reference_halves(session: Session, domain: int) -> tuple[np.ndarray, np.ndar
 
 
 def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
-    """``evaluation.json`` of one trained model; reads no file and decides nothing."""
+    """``evaluation.json`` of ``session.whole_model``; reads no file and decides nothing."""
     config, started = session.config, time.perf_counter()
     tokens = 0.0
     reference: dict[str, Any] = {}
@@ -39,10 +39,10 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     generation = "exact_match" in config_lib.names(config.eval.tasks)
     total = len(session.names) * (3 if generation else 2)
-    losses_fn = jax.jit(training.example_losses(session.model, config.loss.block))
+    losses_fn = jax.jit(training.example_losses(session.whole_model, config.loss.block))
     generate = jax.jit(
         make_generate(
-            session.model,
+            session.whole_model,
             max_new_tokens=config.eval.max_new_tokens,
             end_id=session.data.tokenizer.eos_token_id,
         )

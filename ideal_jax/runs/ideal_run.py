@@ -9,6 +9,7 @@ from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import evaluate_round
+from ideal_jax.runs.export_run import export_run
 from ideal_jax.runs.influence_record import influence_of_json
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
@@ -46,6 +47,9 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
             write_report(folder)
         weights = capability_weights(config, len(results["rounds"][0]["mixture"]))
         print_summary(results, weights, report)
+    exported = export_run(config, folder)
+    if processes.is_writer():
+        print(f"model: {exported}")
     return results
 
 
@@ -83,7 +87,9 @@ def run_round(
     if has_evaluation:
         evaluation = read_json(evaluation_file)
     else:
-        evaluation = evaluate_round(session, trained.params, f"round {state.round}: evaluate")
+        evaluation = evaluate_round(
+            session, trained.whole(session), f"round {state.round}: evaluate"
+        )
         write_json(evaluation_file, evaluation)
     influence, following, stopped = None, state, False
     if wants_influence:

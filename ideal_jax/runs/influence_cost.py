@@ -11,8 +11,8 @@ from ideal_jax.influence.problem import leaf_name
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.runs import cost
 from ideal_jax.runs.influence_samples import Placed
-from ideal_jax.runs.session import Session, abstract_params
-from ideal_jax.runs.train_run import round_recipe
+from ideal_jax.runs.session import Session
+from ideal_jax.runs.train_run import round_recipe, trained_shapes
 
 _PADDING = 1.1  # positions computed for each token, where rows are packed
 
@@ -42,7 +42,7 @@ class Price:
         self._tangents = self._R + parts * (ESTIMATORS[self._name].parts is not None)
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
-        self._matrices = _matrices(problem, abstract_params(session.model, session.mesh))
+        self._matrices = _matrices(problem, trained_shapes(session))
 
     def paid(
         self,

@@ -12,6 +12,7 @@ from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import METAGRADIENT
 from ideal_jax.influence.problem import Progress
 from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, update
+from ideal_jax.models.lora import with_frozen
 from ideal_jax.runs.influence_cost import Price, round_flops
 from ideal_jax.runs.influence_examples import extreme_examples
 from ideal_jax.runs.influence_record import decision, influence_json
@@ -21,8 +22,15 @@ from ideal_jax.runs.influence_samples import (
     reference_samples,
     training_stages,
 )
-from ideal_jax.runs.session import Session, abstract_params, influence_options
-from ideal_jax.runs.train_run import Recipe, Trained, base_params, round_recipe, weighted
+from ideal_jax.runs.session import Session, influence_options
+from ideal_jax.runs.train_run import (
+    Recipe,
+    Trained,
+    round_recipe,
+    start,
+    trained_shapes,
+    weighted,
+)
 from ideal_jax.training import make_train_step, second_moment, start_state
 
 
@@ -37,7 +45,7 @@ def influence_round(
       order: the row order it was trained in; only a replay needs to know.
     """
     config, options = session.config, session.config.influence
-    references = reference_samples(session, options.reference_examples)
+    references = reference_samples(session, trained.frozen, options.reference_examples)
     clock = _PhaseClock()
     with (
         session.reporter.phase(f"round {state.round}: influence") as advance,
@@ -90,11 +98,12 @@ def _estimated(
     """By a curvature at the trained parameters."""
     config, options = session.config, session.config.influence
     problem = decoder_problem(session.model, options.layers, options.max_factor)
-    curvature = list(curvature_batches(session, state, plan))
-    spread = reference_samples(session, options.spread_examples)
+    curvature = list(curvature_batches(session, trained.frozen, state, plan))
+    spread = reference_samples(session, trained.frozen, options.spread_examples)
     price = Price(session, problem, references, spread, curvature)
     allowed = options.budget * round_flops(session, plan)
-    stages = training_stages(session, state, plan, price.affordable(allowed))
+    tokens = price.affordable(allowed)
+    stages = training_stages(session, trained.frozen, state, plan, tokens)
     matrix, diagnostics = estimate(
         problem,
         trained.params,
@@ -158,10 +167,10 @@ def _replayed(
     recipe, mesh = round_recipe(session, plan, order=order), session.mesh
     problem = decoder_problem(session.model)
     trajectory = metagradient.Trajectory(
-        start=start_state(mesh, base_params(session), recipe.optimizer),
+        start=start_state(mesh, start(session).params, recipe.optimizer),
         step=make_train_step(recipe.loss_fn, recipe.optimizer, recipe.micro_batches),
         weigh=weighted,
-        batches=_Steps(session, recipe),
+        batches=_Steps(session, recipe, trained.frozen),
         params=lambda state: state.params,
         final=trained.params,
         domains=session.names,
@@ -187,8 +196,7 @@ def _announce_replay(session: Session, plan: MixturePlan, references: int) -> No
     mode, n = session.config.influence.replay, len(session.names)
     recipe = round_recipe(session, plan)
     state = 3 * sum(  # parameters and Adam's two moments
-        x.size * x.dtype.itemsize
-        for x in jax.tree.leaves(abstract_params(session.model, session.mesh))
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(trained_shapes(session))
     )
     runs = metagradient.runs(mode, n, references)
     states = metagradient.states(mode, recipe.steps, n, references)
@@ -202,8 +210,8 @@ def _announce_replay(session: Session, plan: MixturePlan, references: int) -> No
 class _Steps(Sequence[Any]):
     """The batches of a training, put on the mesh when they are asked for."""
 
-    def __init__(self, session: Session, recipe: Recipe):
-        self._mesh, self._recipe = session.mesh, recipe
+    def __init__(self, session: Session, recipe: Recipe, frozen: Any):
+        self._mesh, self._recipe, self._frozen = session.mesh, recipe, frozen
 
     def __len__(self) -> int:
         return self._recipe.steps
@@ -212,7 +220,8 @@ class _Steps(Sequence[Any]):
         recipe = self._recipe
         if not 0 <= step < recipe.steps:
             raise IndexError(step)
-        return sharding.place(self._mesh, recipe.batches[step], recipe.batch_size)
+        batch = sharding.place(self._mesh, recipe.batches[step], recipe.batch_size)
+        return with_frozen(batch, self._frozen)
 
 
 class _PhaseClock:

@@ -12,7 +12,7 @@ from ideal_jax.runs.ideal_run import plan_of
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.summary import print_influence
-from ideal_jax.runs.train_run import Trained, base_params
+from ideal_jax.runs.train_run import Trained, start
 from ideal_jax.runs.workdir import read_json, write_json
 from ideal_jax.training import TrainState
 
@@ -21,7 +21,8 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
     """Measures the influence of the given mixture's domains at ``model.init``.
 
     Args:
-      config: ``model.init`` names the checkpoint: ``base/`` or ``rounds/NN`` of a run.
+      config: ``model.init`` names the checkpoint: ``base/`` or ``rounds/NN`` of a run, or a folder
+        of Hugging Face.
       workdir: gets ``influence/influence.json``; a second call only prints it.
       command: recorded in ``config.json``.
 
@@ -35,7 +36,7 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
     if config.model.init == "random":
         raise UserError(
             "--config.model.init=FOLDER is missing: influence is measured at a trained model, such"
-            " as rounds/00 of a run"
+            " as rounds/00 of a run or a folder of Hugging Face"
         )
     if estimator in ("adam", METAGRADIENT):
         raise UserError(
@@ -45,8 +46,9 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
     session = open_session(config, workdir, command)
     file = session.workdir.path / "influence" / "influence.json"
     if not processes.agree(file.exists()):
-        state = TrainState(jnp.zeros((), jnp.int32), base_params(session), ())
-        checkpoint = Trained(state, {})
+        begin = start(session)
+        state = TrainState(jnp.zeros((), jnp.int32), begin.params, ())
+        checkpoint = Trained(state, {}, begin.frozen)
         plan = plan_of(session, session.given)
         write_json(file, influence_round(session, session.given, plan, checkpoint))
         processes.barrier("influence")

@@ -9,6 +9,7 @@ from ideal_jax import sharding
 from ideal_jax.data import RowBatches, example_batches, packed_batches
 from ideal_jax.influence import Sample
 from ideal_jax.mixture import MixturePlan, MixtureState, permutation
+from ideal_jax.models.lora import with_frozen
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.session import Session
 
@@ -20,14 +21,14 @@ _FIRST = 16  # examples of each domain in the first stage of a sample chosen by 
 class Placed(Sequence[Any]):
     """Batches, put on the mesh when they are asked for."""
 
-    def __init__(self, session: Session, batches: RowBatches):
-        self._mesh, self._batches = session.mesh, batches
+    def __init__(self, session: Session, batches: RowBatches, frozen: Any):
+        self._mesh, self._batches, self._frozen = session.mesh, batches, frozen
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, number: Any) -> Any:
-        return sharding.place(self._mesh, self._batches[number])
+        return with_frozen(sharding.place(self._mesh, self._batches[number]), self._frozen)
 
     @property
     def positions(self) -> int:
@@ -52,17 +53,20 @@ class Stages(NamedTuple):
     limited: bool
 
 
-def reference_samples(session: Session, most: int) -> dict[str, Sample]:
-    """At most ``most`` of the half of every reference set that ∇Q is taken over."""
+def reference_samples(session: Session, frozen: Any, most: int) -> dict[str, Sample]:
+    """At most ``most`` of the half of every reference set that ∇Q is taken over.
+
+    Here as everywhere, ``frozen`` are the model's parameters that are not trained.
+    """
     samples = {}
     for j, domain in enumerate(session.names):
         items = reference_halves(session, j)[0][:most]
-        samples[domain] = Sample(_packed(session, "reference", j, items), len(items))
+        samples[domain] = Sample(_packed(session, frozen, "reference", j, items), len(items))
     return samples
 
 
 def training_stages(
-    session: Session, state: MixtureState, plan: MixturePlan, tokens: float
+    session: Session, frozen: Any, state: MixtureState, plan: MixturePlan, tokens: float
 ) -> Stages:
     """What may be scored of every domain's current multiset.
 
@@ -72,7 +76,7 @@ def training_stages(
     fraction = session.config.influence.fraction
     if fraction:
         drawn = [min(c, max(2, round(fraction * c))) for c in state.counts.tolist()]
-        return Stages([_part(session, state, plan, [0] * len(drawn), drawn)], False)
+        return Stages([_part(session, frozen, state, plan, [0] * len(drawn), drawn)], False)
     lengths = [session.data.train[d].lengths[plan.items(j)] for j, d in enumerate(session.names)]
     mean = np.array([x.mean() for x in lengths])
     counts = np.asarray(state.counts)
@@ -88,14 +92,16 @@ def training_stages(
             after = before + np.floor((after - before) * max(left, 0.0) / added).astype(int)
             if np.all(after - before < _FIRST / 2):
                 return Stages(parts, True)
-        parts.append(_part(session, state, plan, before.tolist(), after.tolist()))
+        parts.append(_part(session, frozen, state, plan, before.tolist(), after.tolist()))
         if limited:
             return Stages(parts, True)
         before, share = after, 2 * share
     return Stages(parts, False)
 
 
-def curvature_batches(session: Session, state: MixtureState, plan: MixturePlan) -> Iterator[Placed]:
+def curvature_batches(
+    session: Session, frozen: Any, state: MixtureState, plan: MixturePlan
+) -> Iterator[Placed]:
     """Single examples drawn evenly from the whole multiset, by domain."""
     owners = np.repeat(np.arange(len(session.names)), state.counts)
     items = np.concatenate([plan.items(j) for j in range(len(session.names))])
@@ -112,7 +118,7 @@ def curvature_batches(session: Session, state: MixtureState, plan: MixturePlan) 
                 lengths=session.widths,
                 reduction=session.config.loss.reduction,
             )
-            yield Placed(session, batches)
+            yield Placed(session, batches, frozen)
 
 
 def domain_weights(session: Session, plan: MixturePlan) -> np.ndarray:
@@ -125,6 +131,7 @@ def domain_weights(session: Session, plan: MixturePlan) -> np.ndarray:
 
 def _part(
     session: Session,
+    frozen: Any,
     state: MixtureState,
     plan: MixturePlan,
     before: Sequence[int],
@@ -136,12 +143,12 @@ def _part(
         items = plan.items(j)
         order = permutation(len(items), session.config.seed, j, state.round, _SCORE_SALT)
         chosen = np.sort(order[before[j] : after[j]])
-        batches = _packed(session, "train", j, items[chosen])
+        batches = _packed(session, frozen, "train", j, items[chosen])
         samples[domain] = Sample(batches, len(items), len(chosen), float(weights[j]))
     return samples
 
 
-def _packed(session: Session, split: str, domain: int, items: np.ndarray) -> Placed:
+def _packed(session: Session, frozen: Any, split: str, domain: int, items: np.ndarray) -> Placed:
     config = session.config
     batches = packed_batches(
         getattr(session.data, split)[session.names[domain]],
@@ -152,4 +159,4 @@ def _packed(session: Session, split: str, domain: int, items: np.ndarray) -> Pla
         max_segments=config.data.max_segments,
         reduction=config.loss.reduction,
     )
-    return Placed(session, batches)
+    return Placed(session, batches, frozen)

@@ -6,9 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from ideal_jax import config as config_lib
 from ideal_jax import sharding, training
@@ -19,11 +17,11 @@ from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import check_inversion, check_name
 from ideal_jax.mixture import MixtureState, check_bounds
-from ideal_jax.models import Decoder, DecoderConfig
+from ideal_jax.models import Decoder, abstract_params
 from ideal_jax.runs import processes
+from ideal_jax.runs.base_model import check_model, init_tokenizer, open_model, without_adapters
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
-from ideal_jax.training.checkpoints import check_params
 
 
 class Session(NamedTuple):
@@ -42,6 +40,11 @@ class Session(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """The domains."""
         return self.data.names
+
+    @property
+    def whole_model(self) -> Decoder:
+        """The decoder with any adapters merged into its matrices."""
+        return without_adapters(self.model)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -74,10 +77,8 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     _check_sizes(data)
     weights = capability_weights(config, len(data.names))
     given = _given_mixture(config, data)
-    model = Decoder(decoder_config(config.model, len(data.tokenizer)))
+    model = open_model(config, len(data.tokenizer))
     abstract_params(model, mesh)  # every dimension is divisible by its mesh axis
-    if config.model.init != "random":
-        check_params(pathlib.Path(config.model.init), model_shape(model))
     decoder_problem(model, config.influence.layers, config.influence.max_factor)
     folder.describe(config, command, mesh)
     return Session(config, folder, mesh, data, model, reporter, weights, given)
@@ -119,42 +120,6 @@ def _given_mixture(config: Any, data: Dataset) -> MixtureState:
     return state
 
 
-def decoder_config(model: Any, vocab_size: int) -> DecoderConfig:
-    """The decoder of the ``model`` section."""
-    if model.n_heads % model.n_kv_heads:
-        raise UserError(
-            f"model.n_heads={model.n_heads} is no multiple of model.n_kv_heads={model.n_kv_heads}"
-        )
-    for key in ("dtype", "param_dtype"):
-        config_lib.choice(f"model.{key}", model[key], ("float32", "bfloat16", "float64"))
-    shape = {key: value for key, value in model.items() if key != "init"}
-    return DecoderConfig(vocab_size=vocab_size, **shape)
-
-
-def model_shape(model: Decoder) -> dict[str, Any]:
-    """What saved parameters of the model have to agree on."""
-    return {key: value for key, value in vars(model.cfg).items() if key != "remat"}
-
-
-def abstract_params(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
-    """``jax.ShapeDtypeStruct``s of the parameters with their shardings."""
-    boxed = jax.eval_shape(lambda: _init(model, 0))
-    shardings = sharding.parameter_shardings(mesh, boxed)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
-    )
-
-
-def random_params(model: Decoder, mesh: jax.sharding.Mesh, seed: int) -> Any:
-    """A random initialisation, born sharded."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-    return sharding.born(mesh, lambda: nn.unbox(_init(model, seed)), shardings)
-
-
-def _init(model: Decoder, seed: int) -> Any:
-    return model.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]
-
-
 def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     ways = sharding.batch_ways(mesh)
     for section in ("base", "training"):
@@ -167,7 +132,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
             )
     if not config.training.steps and not config.training.epochs:
         raise UserError("training.steps and training.epochs are both 0: nothing to train")
-    decoder_config(config.model, 1)
+    check_model(config)
     training.schedule(config.training, 1)
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):
@@ -176,8 +141,6 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     check_inversion(config.influence.estimator, config.influence.inversion)
     config_lib.choice("influence.replay", config.influence.replay, ("forward", "reverse"))
     influence_options(config)
-    if config.model.init != "random":
-        check_params(pathlib.Path(config.model.init), {})
 
 
 def _check_sizes(data: Dataset) -> None:
@@ -206,7 +169,17 @@ def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
         def progress(name: str, done: int, total: int | None) -> None:
             advance(done, total, name)
 
+        section = _with_tokenizer(config)
         if processes.is_writer():
-            data = prepare(config.data, target, config.seed, progress=progress)
+            data = prepare(section, target, config.seed, progress=progress)
         processes.barrier("data")
-        return data if processes.is_writer() else prepare(config.data, target, config.seed)
+        return data if processes.is_writer() else prepare(section, target, config.seed)
+
+
+def _with_tokenizer(config: Any) -> Any:
+    """The ``data`` section, with the name of the tokenizer that "auto" means."""
+    section = config.data.copy_and_resolve_references()
+    if section.tokenizer == "auto":
+        with section.unlocked():
+            section.tokenizer = init_tokenizer(config.model.init) or "byte"
+    return section

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ideal_jax import sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
 from ideal_jax.mixture import MixturePlan
+from ideal_jax.models import abstract_params, lora, random_params
 from ideal_jax.runs import cost, processes
-from ideal_jax.runs.session import Session, abstract_params, model_shape, random_params
+from ideal_jax.runs.base_model import Start, adapted, frozen_folder, init_start
+from ideal_jax.runs.session import Session
 from ideal_jax.runs.workdir import read_json, write_json
-from ideal_jax.training.checkpoints import load_params, save_params
+from ideal_jax.training.checkpoints import load_params, save_model
 
 
 class Recipe(NamedTuple):
@@ -38,11 +40,16 @@ class Trained(NamedTuple):
 
     state: training.TrainState
     record: dict[str, Any]  # steps, tokens, flops, seconds, params_sha256
+    frozen: Any  # parameters that were not trained; {}: all were
 
     @property
     def params(self) -> Any:
-        """The final parameters."""
+        """The final parameters of those that were trained."""
         return self.state.params
+
+    def whole(self, session: Session) -> Any:
+        """All parameters of ``session.whole_model``, adapters merged."""
+        return lora.merged(session.model.cfg, self.frozen, self.params)
 
 
 def round_recipe(
@@ -65,10 +72,19 @@ def round_recipe(
     stores = [session.data.train[domain] for domain in session.names]
     seed = session.config.seed + (order << 32)
     recipe = _recipe(session, session.config.training, plan, stores, seed, steps)
+    adapters = session.model.cfg.lora
+    if adapters is not None and adapters.dropout:
+        recipe = recipe._replace(batches=recipe.batches.map_with_index(_with_dropout))
     if weights is None:
         return recipe
     factors = np.asarray(weights, np.float32)
     return recipe._replace(batches=recipe.batches.map(lambda batch: weighted(batch, factors)))
+
+
+def _with_dropout(step: int, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """(step, row) for every row: what decides which inputs of adapters are dropped."""
+    rows = np.arange(len(batch["tokens"]))
+    return {**batch, "dropout": np.stack([np.full_like(rows, step), rows], 1).astype(np.uint32)}
 
 
 def weighted(batch: Mapping[str, Any], weights_n: Any) -> dict[str, Any]:
@@ -88,27 +104,32 @@ def train_round(
     The final parameters lie in ``folder`` as a ``model.init`` for other runs.
     """
     recipe = recipe or round_recipe(session, plan)
-    return _train(session, recipe, base_params(session), folder, name)
+    return _train(session, recipe, start(session), folder, name)
 
 
-def base_params(session: Session) -> Any:
-    """The parameters of M_0 on the mesh, made once per work directory."""
+def start(session: Session) -> Start:
+    """M_0 on the mesh, made once per work directory."""
     config, mesh, model = session.config, session.mesh, session.model
-    shape = model_shape(model)
-    abstract = abstract_params(model, mesh)
     if config.model.init != "random":
-        return load_params(pathlib.Path(config.model.init), abstract, shape)
+        return init_start(config, model, mesh)
     if config.base.steps == 0:
-        return random_params(model, mesh, config.seed)
+        whole = random_params(session.whole_model, mesh, config.seed)
+        return adapted(config, model, mesh, whole)
     folder = session.workdir.path / "base"
     if processes.agree((folder / "train.json").exists()):
-        params = load_params(folder, abstract, shape)
+        whole = load_params(folder, abstract_params(session.whole_model, mesh))
     else:
-        params = _train_base(session, folder)
+        whole = _train_base(session._replace(model=session.whole_model), folder)
     # Not behind the training: a kill between its record and this would leave them for good.
     if processes.is_writer():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return params
+    return adapted(config, model, mesh, whole)
+
+
+def trained_shapes(session: Session) -> Any:
+    """``jax.ShapeDtypeStruct``s of the parameters that a round trains."""
+    whole = abstract_params(session.model, session.mesh)
+    return whole if session.model.cfg.lora is None else lora.split(whole)[1]
 
 
 def _train_base(session: Session, folder: pathlib.Path) -> Any:
@@ -120,8 +141,8 @@ def _train_base(session: Session, folder: pathlib.Path) -> Any:
     recipe = _recipe(session, options, plan, stores, config.seed)
     if config.data.root:
         recipe = recipe._replace(batches=recipe.batches.map(_all_targets))
-    start = random_params(session.model, session.mesh, config.seed)
-    return _train(session, recipe, start, folder, "base").params
+    params = random_params(session.model, session.mesh, config.seed)
+    return _train(session, recipe, Start(params, {}), folder, "base").params
 
 
 def _base_stores(session: Session) -> list[TokenStore]:
@@ -169,7 +190,7 @@ def _recipe(
 
 
 def _train(
-    session: Session, recipe: Recipe, params: Any, folder: pathlib.Path, name: str
+    session: Session, recipe: Recipe, begin: Start, folder: pathlib.Path, name: str
 ) -> Trained:
     config, steps = session.config, recipe.steps
     with session.reporter.phase(name) as advance:
@@ -178,7 +199,8 @@ def _train(
             loss_fn=recipe.loss_fn,
             optimizer=recipe.optimizer,
             learning_rate=recipe.learning_rate,
-            params=params,
+            params=begin.params,
+            frozen=begin.frozen,
             batches=recipe.batches,
             batch_size=recipe.batch_size,
             steps=steps,
@@ -191,7 +213,7 @@ def _train(
         )
     file = folder / "train.json"
     if processes.agree(file.exists()):
-        return Trained(result.state, read_json(file))
+        return Trained(result.state, read_json(file), begin.frozen)
     positions = steps * recipe.batch_size * config.data.row_length
     record = {
         "steps": steps,
@@ -202,11 +224,20 @@ def _train(
         "seconds": result.seconds,
         "params_sha256": trees.digest(sharding.fetch(result.state.params)),
     }
-    save_params(folder, result.state.params, model_shape(session.model))
+    base = str(_frozen_folder(session)) if begin.frozen else ""
+    save_model(folder, session.model, result.state.params, base)
     processes.barrier(f"{name} record")
     write_json(file, record)
     processes.barrier(f"{name} recorded")
-    return Trained(result.state, record)
+    return Trained(result.state, record, begin.frozen)
+
+
+def _frozen_folder(session: Session) -> str | pathlib.Path:
+    """Where M_0's parameters can be read again."""
+    init = session.config.model.init
+    if init == "random":
+        return (session.workdir.path / "base").absolute()
+    return frozen_folder(init)
 
 
 def _all_targets(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -174,7 +174,7 @@ def _moved(
             plan = MixturePlan(plan.sizes, tuple(counts), plan.seed)
             recipe = round_recipe(session, plan, order=order, steps=recipe.steps)
         trained = train_round(session, plan, place, f"verify, {name}", recipe)
-        losses = reference_losses(session, trained.params)
+        losses = reference_losses(session, trained.whole(session))
         write_json(file, {"loss": losses.tolist(), "digest": trained.record["params_sha256"]})
         processes.barrier(f"verify {order} {name}")
     if processes.is_writer():
@@ -185,7 +185,7 @@ def _moved(
 def reference_losses(session: Session, params: Any) -> np.ndarray:
     """float64[R]: Q_i over the examples that ∇Q_i is taken over, as the influence sees them."""
     config = session.config
-    losses_fn = jax.jit(training.example_losses(session.model, config.loss.block))
+    losses_fn = jax.jit(training.example_losses(session.whole_model, config.loss.block))
     found = []
     for j, domain in enumerate(session.names):
         batches = example_batches(

@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ideal_jax.errors import UserError
+from ideal_jax.models import Decoder, DecoderConfig
 
 
 class Checkpoints:
@@ -60,40 +61,45 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     )
 
 
-def save_params(folder: pathlib.Path, params: Any, shape: dict[str, Any]) -> None:
-    """Writes final parameters (a reusable ``model.init``) with the model's shape beside them."""
+def save_model(folder: pathlib.Path, model: Decoder, params: Any, base: str = "") -> None:
+    """Writes final parameters with the model beside them: a ``model.init`` for other runs.
+
+    Args:
+      folder: gets ``params/`` and ``model.json``.
+      model: the decoder.
+      params: what was trained of it.
+      base: where the rest of its parameters are, if ``params`` are adapters.
+    """
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params, force=True)
     if jax.process_index() == 0:
+        known = {"config": model.cfg.to_json(), "origin": model.origin, "base": base}
         partial = folder / "model.json.partial"
-        partial.write_text(json.dumps(shape, indent=1))
+        partial.write_text(json.dumps(known, indent=1))
         partial.replace(folder / "model.json")
 
 
-def check_params(folder: pathlib.Path, shape: dict[str, Any]) -> None:
-    """Whether ``load_params`` will find what it wants.
+def saved_model(folder: pathlib.Path) -> tuple[Decoder, str]:
+    """(model, base) as ``save_model`` was given them.
 
     Raises:
-      UserError: nothing complete is there, or it is of another shape.
+      UserError: nothing complete is there.
     """
+    file = folder / "model.json"
     try:
-        found = json.loads((folder / "model.json").read_text())
+        known = json.loads(file.read_text())
+        cfg = DecoderConfig.of_json(known["config"])
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"model.init={folder} holds no finished model (model.json); give the base/ folder of "
-            "another run"
+            f"model.init={folder} holds no finished model (model.json); give the base/ or "
+            "rounds/NN folder of another run, or a folder of Hugging Face"
         ) from None
-    for key, value in shape.items():
-        if found.get(key) != value:
-            raise UserError(f"{folder}/model.json has {key}={found.get(key)}, not {value}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no description of a model: {error!r}") from None
+    return Decoder(cfg, known["origin"]), known["base"]
 
 
-def load_params(folder: pathlib.Path, abstract: Any, shape: dict[str, Any]) -> Any:
-    """Parameters written by ``save_params``, into the shardings of ``abstract``.
-
-    Raises:
-      UserError: as ``check_params``.
-    """
-    check_params(folder, shape)
+def load_params(folder: pathlib.Path, abstract: Any) -> Any:
+    """Parameters written by ``save_model``, into the dtypes and shardings of ``abstract``."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore((folder / "params").absolute(), abstract)

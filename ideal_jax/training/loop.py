@@ -13,6 +13,7 @@ import optax
 
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
+from ideal_jax.models.lora import with_frozen
 from ideal_jax.training.checkpoints import Checkpoints, abstract_like
 from ideal_jax.training.step import TrainState, init_state, make_train_step
 
@@ -43,6 +44,7 @@ def train(
     log_every: int,
     checkpoint_every: int,
     prefetch: int,
+    frozen: Any = None,
     progress: Progress = lambda step, metrics: None,
 ) -> TrainResult:
     """Trains for ``steps`` steps; batch ``s`` is ``batches[s]`` whatever happened before.
@@ -54,6 +56,7 @@ def train(
       batches: element s is this process's rows of the batch of step s.
       batch_size: rows of the whole batch.
       prefetch: batches read ahead.
+      frozen: parameters on the mesh that the loss needs and training leaves as they are.
       folder: keeps ``checkpoints/`` and ``metrics.jsonl``; a run found there is continued.
       progress: called with the steps done and the newest metrics.
 
@@ -82,7 +85,8 @@ def train(
         clock = time.perf_counter()
         pending: tuple[int, Any] | None = None
         for step, rows in enumerate(_stream(batches, start, steps, prefetch), start=start + 1):
-            state, metrics = step_fn(state, sharding.place(mesh, rows, batch_size))
+            batch = with_frozen(sharding.place(mesh, rows, batch_size), frozen)
+            state, metrics = step_fn(state, batch)
             # One step behind: the host reads step k−1 while the devices work on step k.
             if pending is not None:
                 clock = _report(pending, counts, log, log_every, clock, learning_rate, progress)

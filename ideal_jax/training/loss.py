@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ideal_jax.models import Decoder, output_matrix
+from ideal_jax.models import Decoder, lora, output_matrix
 from ideal_jax.models.attention import soft_capped
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]  # arrays; frozen parameters if there are any (``models.lora``)
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
 LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
@@ -61,12 +61,14 @@ def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]
     """(params, batch) -> nll_BxT of a decoder."""
 
     def nll(params: Any, batch: Batch) -> jax.Array:
+        params = lora.all_params(params, batch)
         h_BxTxD: Any = model.apply(
             {"params": params},
             batch["tokens"],
             batch["positions"],
             batch["segments"],
             method=Decoder.hidden,
+            rngs=_dropout(batch),
         )
         head = output_matrix(model.cfg, params)
         cfg = model.cfg
@@ -102,6 +104,14 @@ def example_losses(model: Decoder, block: int = 128) -> Callable[[Any, Batch], t
         return jnp.sum(nll(params, batch) * weights, axis=1), jnp.sum(weights, axis=1)
 
     return losses
+
+
+def _dropout(batch: Batch) -> dict[str, jax.Array] | None:
+    """A key made of the (step, row) of the batch's first row; without one nothing is dropped."""
+    if "dropout" not in batch:
+        return None
+    step, row = batch["dropout"][0]
+    return {"dropout": jax.random.fold_in(jax.random.key(step), row)}
 
 
 def _swap(x: jax.Array) -> jax.Array:

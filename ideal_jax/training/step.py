@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ideal_jax import trees
+from ideal_jax.models import lora
 from ideal_jax.training.loss import Batch, LossFn
 
 
@@ -66,9 +67,12 @@ def accumulate(
     loss_fn: LossFn, params: Any, batch: Batch, micro_batches: int
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """((Σℓ, Σw), Σ∇ℓ) over a batch, ``micro_batches`` slices of the rows at a time."""
+    frozen = batch.get(lora.FROZEN)
+    batch = {name: x for name, x in batch.items() if name != lora.FROZEN}
 
     def grad(rows: Batch) -> tuple[tuple[jax.Array, jax.Array], Any]:
-        return jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+        whole = lora.with_frozen(rows, frozen)
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, whole)
 
     if micro_batches == 1:
         return grad(batch)

@@ -17,7 +17,7 @@ from ideal_jax.config import load, override
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
-from ideal_jax.runs.train_run import base_params, train_round
+from ideal_jax.runs.train_run import start, train_round
 from ideal_jax.training.step import accumulate
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
@@ -45,9 +45,9 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
     session = open_session(config, workdir, "worker")
     state = session.given
     plan = MixturePlan(tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed)
-    start = base_params(session)
+    begin = start(session).params
     found = {"devices": np.asarray(jax.device_count())}
-    found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, start))}
+    found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, begin))}
     folder = session.workdir.round(0)
     trained = train_round(session, plan, folder, "train")
     params = trained.params

@@ -1,0 +1,164 @@
+"""M_0, the model that every round starts from: which one, and its parameters.
+
+``model.init`` is "random" (a decoder of the config's shape, pre-trained here), the ``base/`` or
+``rounds/NN`` of another run, or a folder or name of Hugging Face. With adapters (``lora.rank``) M_0
+stays as it is and training starts from adapters that change nothing.
+"""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+
+from ideal_jax import config as config_lib
+from ideal_jax.errors import UserError
+from ideal_jax.models import (
+    Decoder,
+    DecoderConfig,
+    LoRA,
+    abstract_params,
+    hf_folder,
+    hf_model,
+    lora,
+    random_params,
+    read_params,
+)
+from ideal_jax.training.checkpoints import load_params, saved_model
+
+RANDOM = "random"
+_DTYPES = ("float32", "bfloat16", "float64")
+
+
+class Start(NamedTuple):
+    """Where training starts: ``params`` are trained, ``frozen`` are not ({}: there are none)."""
+
+    params: Any
+    frozen: Any
+
+
+def check_model(config: Any) -> None:
+    """What can be told about the ``model`` and ``lora`` sections before any work.
+
+    Raises:
+      UserError: names the key, or the folder that holds no model.
+    """
+    model = config.model
+    if model.n_heads % model.n_kv_heads:
+        raise UserError(
+            f"model.n_heads={model.n_heads} is no multiple of model.n_kv_heads={model.n_kv_heads}"
+        )
+    for key in ("dtype", "param_dtype"):
+        config_lib.choice(f"model.{key}", model[key], _DTYPES)
+    try:
+        re.compile(config.lora.target)
+    except re.error as error:
+        raise UserError(
+            f"lora.target={config.lora.target!r} is no regular expression: {error}"
+        ) from None
+    if model.init != RANDOM:
+        open_model(config, 0)
+
+
+def open_model(config: Any, vocab_size: int) -> Decoder:
+    """The decoder to train.
+
+    Args:
+      config: a folder in ``model.init`` decides the shape; the ``model`` section that of a random
+        model and, always, dtypes and remat.
+      vocab_size: of the tokenizer.
+
+    Raises:
+      UserError: no model in ``model.init``, or one with a smaller vocabulary.
+    """
+    options = config.model
+    placed = {key: options[key] for key in ("dtype", "param_dtype", "remat")}
+    if options.init == RANDOM:
+        shape = {key: value for key, value in options.items() if key != "init"}
+        model = Decoder(DecoderConfig(vocab_size=vocab_size, **shape))
+    elif _is_ours(options.init):
+        model = saved_model(_path(options.init))[0]
+    else:
+        model = hf_model(hf_folder(options.init), options.param_dtype)
+    if vocab_size > model.cfg.vocab_size:
+        raise UserError(
+            f"model.init={options.init} knows {model.cfg.vocab_size} tokens, the tokenizer "
+            f"{vocab_size}; give its own with data.tokenizer"
+        )
+    cfg = dataclasses.replace(model.cfg, **placed)
+    return Decoder(dataclasses.replace(cfg, lora=_adapters(config, cfg)), model.origin)
+
+
+def init_tokenizer(init: str) -> str:
+    """The folder of the tokenizer that comes with ``model.init``; "" if none does."""
+    if init == RANDOM:
+        return ""
+    folder = _path(init) if _is_ours(init) else hf_folder(init)
+    return str(folder.absolute()) if (folder / "tokenizer_config.json").exists() else ""
+
+
+def without_adapters(model: Decoder) -> Decoder:
+    """The decoder that ``lora.merged`` parameters are of."""
+    return Decoder(dataclasses.replace(model.cfg, lora=None), model.origin)
+
+
+def init_start(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
+    """Where training starts from the folder in ``model.init``."""
+    if not _is_ours(config.model.init):
+        folder = hf_folder(config.model.init)
+        return adapted(config, model, mesh, read_params(folder, without_adapters(model), mesh))
+    folder = _path(config.model.init)
+    saved, base = saved_model(folder)
+    if saved.cfg.lora is None:
+        whole = load_params(folder, abstract_params(without_adapters(model), mesh))
+        return adapted(config, model, mesh, whole)
+    abstract = lora.split(abstract_params(model, mesh))[1]
+    under = config.copy_and_resolve_references()
+    with under.unlocked():
+        under.model.init, under.lora.rank = base, 0
+    return Start(load_params(folder, abstract), init_start(under, model, mesh).params)
+
+
+def frozen_folder(init: str) -> str:
+    """The folder (or hub name) of the parameters under the adapters of ``model.init``."""
+    if not _is_ours(init):
+        return str(_path(init).absolute()) if _path(init).exists() else init
+    base = saved_model(_path(init))[1]
+    return base or str(_path(init).absolute())
+
+
+def adapted(config: Any, model: Decoder, mesh: jax.sharding.Mesh, whole: Any) -> Start:
+    """The start at ``whole`` parameters of M_0: these, or fresh adapters beside them."""
+    if model.cfg.lora is None or not config.lora.rank:
+        return Start(whole, {})
+    adapters = random_params(model, mesh, config.seed, part=lambda params: lora.split(params)[1])
+    return Start(adapters, whole)
+
+
+def _adapters(config: Any, cfg: DecoderConfig) -> LoRA | None:
+    """The config's adapters, or those that the model in ``model.init`` has."""
+    wanted = config.lora
+    if not wanted.rank:
+        return cfg.lora
+    asked = LoRA(wanted.rank, wanted.alpha, wanted.dropout, wanted.target)
+    if cfg.lora is not None and cfg.lora != asked:
+        raise UserError(
+            f"model.init={config.model.init} has adapters {tuple(cfg.lora)}, the lora section asks "
+            f"for {tuple(asked)}; set lora.rank=0 to go on with those it has"
+        )
+    return asked
+
+
+def _is_ours(init: str) -> bool:
+    """Whether another run wrote the folder; a missing one is told as if it had."""
+    folder = _path(init)
+    if (folder / "model.json").exists() or (
+        folder.exists() and not (folder / "config.json").exists()
+    ):
+        return True
+    return not folder.exists() and init.count("/") != 1
+
+
+def _path(init: str) -> pathlib.Path:
+    return pathlib.Path(init).expanduser()

@@ -1,0 +1,57 @@
+"""The chosen model as a Hugging Face folder, and its adapters as a PEFT folder."""
+
+import pathlib
+import shutil
+from typing import Any
+
+from ideal_jax.errors import UserError
+from ideal_jax.models import lora, save_hf, save_peft
+from ideal_jax.runs import processes
+from ideal_jax.runs.base_model import frozen_folder, init_start
+from ideal_jax.runs.session import Session, open_session
+from ideal_jax.runs.workdir import finished, read_json, write_json
+
+
+def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> pathlib.Path:
+    """Writes ``export/``, and ``adapter/`` where adapters were trained, of the best round.
+
+    What is there of this round stays; what is there of another, before rounds were added, goes.
+
+    Returns:
+      The path of ``export/``.
+
+    Raises:
+      UserError: the run is not finished.
+    """
+    processes.initialise()
+    folder = pathlib.Path(workdir)
+    results = finished(folder, config)
+    if results is None:
+        raise UserError(f"--workdir={folder}: the run is not finished; run it first")
+    best = results["rounds"][results["best_round"]]
+    record = {name: best[name] for name in ("round", "params_sha256")}
+    written = folder / "export.json"
+    done = (folder / "export").exists() and written.exists() and read_json(written) == record
+    if not processes.agree(done):
+        if processes.is_writer():
+            for name in ("export", "adapter"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        _export(open_session(config, folder, command), best["round"])
+        write_json(written, record)
+    return folder / "export"
+
+
+def _export(session: Session, best: int) -> None:
+    config, model = session.config.copy_and_resolve_references(), session.model
+    source = session.workdir.round(best)
+    with config.unlocked():
+        config.model.init, config.lora.rank = str(source), 0
+    trained = init_start(config, model, session.mesh)
+    with session.reporter.phase("export") as advance:
+        advance(0, None, f"round {best}")
+        adapter = session.workdir.path / "adapter"
+        if model.cfg.lora is not None:
+            save_peft(adapter, model, trained.params, frozen_folder(str(source)))
+        whole = lora.merged(model.cfg, trained.frozen, trained.params)
+        target = session.workdir.path / "export"
+        save_hf(target, session.whole_model, whole, session.data.tokenizer)
