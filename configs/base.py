@@ -15,13 +15,17 @@ def get_config() -> ConfigDict:
 
     c.data = d = ConfigDict()
     d.root = ""  # [result] folder with one sub-folder per domain; empty: the built-in capabilities
-    d.domains = ""  # [result] comma-separated sub-folders, in order; empty: all of them
+    d.sources = ConfigDict()  # [result] further domains, from anywhere: see docs/data.md
+    d.domains = ""  # [result] comma-separated domains, in order; empty: all of them
     d.tokenizer = "auto"  # [result] model.init's, else "byte"; "bpe:<size>", trained here; a folder
-    d.row_length = 64  # [result] T, tokens in a training row; longer examples are cut
+    d.row_length = 64  # [result] T, tokens in a training row
+    d.overlong = "truncate"  # [result] what becomes of longer conversations, or "drop"
     d.max_segments = 8  # [result] S, examples packed into one row at most
     d.window = 256  # [result] examples looked at together when packing
     d.test_examples = 256  # [result] per domain, cut from train where there is no test file
     d.prefetch = 8  # [runtime] batches prepared ahead of the device
+    d.workers = -1  # [runtime] processes that tokenize; 0: none but this; -1: one per processor
+    d.cache = ""  # [runtime] folder of tokenized data, shared by all runs; empty: the user's cache
     d.synthetic = s = ConfigDict()
     s.counts = "400,1400,400,400,1400"  # [result] train examples: math,code,reason,instr,trust
     s.noise = 0.4  # [result] share of flipped train labels in the trust domain

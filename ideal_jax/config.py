@@ -18,7 +18,9 @@ from ideal_jax.errors import UserError
 # decide the result. ``configs/base.py`` marks every key; a test keeps the marks and this in step.
 RUNTIME = frozenset(
     {
+        "data.cache",
         "data.prefetch",
+        "data.workers",
         "eval.batch_size",
         "influence.batch_size",
         "influence.layer_groups",
@@ -90,7 +92,7 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 
 
 def load(path: str | pathlib.Path) -> ConfigDict:
-    """The config that the file's ``get_config()`` returns, locked.
+    """The config that the file's ``get_config()`` returns, locked but for ``data.sources``.
 
     Raises:
       UserError: no such file, it does not run (names the line), or it gives no config.
@@ -118,7 +120,10 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         raise UserError(
             f"--config={path}: get_config() gives {type(config).__name__}, no ConfigDict"
         )
-    return config.lock()
+    config.lock()
+    if "sources" in config.get("data", ()):
+        config.data.sources.unlock()  # a file built on this one adds domains
+    return config
 
 
 def _where(path: pathlib.Path, error: Exception) -> str:

@@ -12,5 +12,5 @@ from ideal_jax.data.pipeline import packed_rows as packed_rows
 from ideal_jax.data.pipeline import training_batches as training_batches
 from ideal_jax.data.prepare import Dataset as Dataset
 from ideal_jax.data.prepare import prepare as prepare
-from ideal_jax.data.sources import Record as Record
+from ideal_jax.data.records import Record as Record
 from ideal_jax.data.store import TokenStore as TokenStore

@@ -1,9 +1,10 @@
 """What the base model M_0 is pre-trained on, when it is not given."""
 
 from ideal_jax.data import synthetic
-from ideal_jax.data.prepare import Dataset, tokenized
+from ideal_jax.data.prepare import Dataset
 from ideal_jax.data.sources import read_domain
 from ideal_jax.data.store import TokenStore
+from ideal_jax.data.tokenizing import tokenized
 from ideal_jax.landing import landing
 
 
@@ -17,7 +18,6 @@ def generic_store(dataset: Dataset, examples: int, seed: int, row_length: int) -
         with landing(folder) as partial:
             partial.mkdir()
             synthetic.write_base(partial / "base.jsonl", seed=seed, count=examples)
-            records = list(read_domain(partial / "base.jsonl"))
-            stream = tokenized(records, dataset.tokenizer, "tokenize base")
+            stream = tokenized(read_domain(partial / "base.jsonl"), dataset.tokenizer)
             TokenStore.write(partial / "tokens", stream, row_length + 1)
     return TokenStore.open(folder / "tokens")

@@ -37,12 +37,14 @@ class RowTable(NamedTuple):
     """All R packed rows of a plan, domain by domain.
 
     domains: int32[R]. items: int64[M]. starts: int64[R + 1]; row r holds the items
-    ``items[starts[r]:starts[r + 1]]`` of the store of ``domains[r]``.
+    ``items[starts[r]:starts[r + 1]]`` of the store of ``domains[r]``. filled: share of the R·T
+    positions that are no padding.
     """
 
     domains: np.ndarray
     items: np.ndarray
     starts: np.ndarray
+    filled: float
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -66,14 +68,17 @@ def packed_rows(
     if plan.sizes != tuple(len(store) for store in stores):
         raise ValueError(f"the plan is for stores of {plan.sizes} examples")
     domains, items, sizes = [], [], []
+    used = 0
     for domain, store in enumerate(stores):
         chosen = plan.items(domain)
         rows = pack(store.lengths[chosen] - 1, row_length, max_segments, window)
+        used += int((store.lengths[chosen] - 1).sum())
         domains.append(np.full(len(rows.starts) - 1, domain, np.int32))
         items.append(chosen[rows.order])
         sizes.append(np.diff(rows.starts))
     starts = np.concatenate([[0], *sizes]).cumsum()
-    return RowTable(np.concatenate(domains), np.concatenate(items), starts)
+    filled = used / max(1, row_length * (len(starts) - 1))
+    return RowTable(np.concatenate(domains), np.concatenate(items), starts, filled)
 
 
 def training_batches(

@@ -1,32 +1,39 @@
-"""From raw text to token stores, once per work directory.
+"""From raw examples to token stores: made once, shared by all runs, opened by each.
 
-Everything lands whole under one folder, in this order, and what is there already is not redone:
+What is made of data lies in the cache (`data.cache`), under keys of the content it was made of:
+
+    records/<key>/      train.jsonl reference.jsonl [test.jsonl] index.npz
+    tokenizers/<key>/   a tokenizer that was trained on them
+    tokens/<key>/       train/ reference/ test/: token stores, in chunks
+
+Here <key> is of the bytes and form of a domain's sources; of its records; of its records, the
+tokenizer and what decides tokens and masks. A run keeps under its own folder what binds it to its
+data, and can have the cache made again if that was removed:
 
     settings.json                       what the folder was prepared from
-    synthetic/<domain>/<split>.jsonl    raw examples, if data.root is empty
-    records/<domain>/<split>.jsonl      the examples of each set after splitting, with their origin
+    synthetic/<domain>/<split>.jsonl    the raw examples, if they are the built-in ones
     tokenizer/                          Hugging Face folder
-    tokens/<domain>/<split>/            token stores
-    dataset.json                        names, digest and what was left out; written last
+    dataset.json                        names, entries, digest and what was left out; written last
+
+Everything lands whole, in this order, and what is there already is not made again.
 """
 
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ideal_jax import config as config_lib
 from ideal_jax.data import synthetic
-from ideal_jax.data.chat import render_all
-from ideal_jax.data.sources import Record, find_domains, read_domain
-from ideal_jax.data.splits import split
+from ideal_jax.data.cache import cache_folder, entry
+from ideal_jax.data.collect import SPLITS, Collected, Records, collect, is_collected, open_collected
+from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
 from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, train_bpe
+from ideal_jax.data.tokenizing import tokenize
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing, one_at_a_time
 
@@ -35,9 +42,6 @@ if TYPE_CHECKING:
 
 # Called with what is being done, how many examples are done, and of how many.
 Progress = Callable[[str, int, int | None], None]
-
-SPLITS = ("train", "reference", "test")
-_CHUNK = 1024  # conversations tokenized at once
 
 
 def _silent(name: str, done: int, total: int | None) -> None: ...
@@ -48,13 +52,15 @@ class Dataset:
     """The n domains of a run, tokenized.
 
     Attributes:
-      folder: where it lies.
+      folder: of the run.
       names: n names, in the order that domain numbers refer to.
       tokenizer: the tokenizer of all stores.
       train, reference, test: a store per name.
       digest: SHA-256 of the tokenizer and all stores.
-      left_out: per name, counts of examples dropped or cut: "overlapping" (train prompts that are
-        in the reference or test set), "truncated", "unsupervised" (cut before the answer).
+      left_out: per name, counts of examples left out or cut: "overlapping" (train prompts that
+        are in the reference or test set), "truncated", "dropped" (too long), "unsupervised" (cut
+        before the answer).
+      collected: per name, the examples behind the stores.
     """
 
     folder: Path
@@ -65,12 +71,15 @@ class Dataset:
     test: dict[str, TokenStore]
     digest: str
     left_out: dict[str, dict[str, int]]
+    collected: dict[str, Collected]
 
-    def records(self, name: str, split: str) -> list[Record]:
-        """The conversations behind a store, in its order: prompts and reference answers as text."""
-        store = getattr(self, split)[name]
-        records = _read_records(self.folder, name, split)
-        return [records[position] for position in store.kept]
+    def records(self, name: str, split: str) -> Records:
+        """The examples behind a store, in its order, read from disk when asked for.
+
+        Of a text that was cut into pieces every piece is an example of the store.
+        """
+        records: Records = getattr(self.collected[name], split)
+        return records[getattr(self, split)[name].kept]
 
 
 def prepare(
@@ -90,43 +99,32 @@ def prepare(
       UserError: bad or missing data, or a folder that was prepared with other settings.
     """
     _check(config)
-    folder = Path(folder)
+    folder, cache = Path(folder), cache_folder(config.cache)
     with one_at_a_time(folder):
         _claim(folder, config, seed)
-        if not (folder / "dataset.json").exists():
-            names = _write_records(config, folder, seed, progress)
-            tokenizer = _make_tokenizer(config.tokenizer, folder, names, progress)
-            for name in names:
-                for part in SPLITS:
-                    _write_store(folder, name, part, tokenizer, config.row_length + 1, progress)
-            _summarise(folder, names, tokenizer)
-    return _open(folder)
-
-
-def tokenized(
-    records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerFast",
-    label: str,
-    progress: Progress = lambda name, done, total: None,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(id, tokens, mask) of each record, for `TokenStore.write`; progress goes by ``label``."""
-    """(id, tokens, mask) of every record."""
-    for start in range(0, len(records), _CHUNK):
-        progress(label, start, len(records))
-        chunk = records[start : start + _CHUNK]
-        where = [f"{record.where} (id {record.id})" for record in chunk]
-        rendered = render_all(tokenizer, [record.messages for record in chunk], where)
-        for record, (tokens, mask) in zip(chunk, rendered, strict=True):
-            yield record.id, tokens, mask
-    progress(label, len(records), len(records))
+        path = folder / "dataset.json"
+        summary = json.loads(path.read_text()) if path.exists() else None
+        if summary is None or not _cached(cache, summary):
+            made = _make(config, folder, cache, seed, progress)
+            if summary is None:
+                with landing(path) as partial:
+                    partial.write_text(json.dumps(made, indent=1))
+            elif made["digest"] != summary["digest"]:
+                raise UserError(
+                    f"{folder}: the cache {cache} no longer has this run's data, and its sources "
+                    "have changed since; restore them, or use another work directory"
+                )
+            summary = made
+    return _open(folder, cache, summary)
 
 
 def _check(config: Any) -> None:
-    least = {"row_length": 1, "max_segments": 1, "window": 1, "test_examples": 0}
+    least = {"row_length": 1, "max_segments": 1, "window": 1, "test_examples": 0, "workers": -1}
     for key, smallest in least.items():
         if getattr(config, key) < smallest:
             raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
-    if config.root:
+    config_lib.choice("data.overlong", config.overlong, ("truncate", "drop"))
+    if not is_built_in(config):
         return
     for key in ("reference", "test"):
         if getattr(config.synthetic, key) < 1:
@@ -136,9 +134,10 @@ def _check(config: Any) -> None:
 
 
 def _claim(folder: Path, config: Any, seed: int) -> None:
-    keys = ["root", "domains", "tokenizer", "row_length", "test_examples"]
+    keys = ["root", "domains", "tokenizer", "row_length", "overlong", "test_examples"]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
-    if not config.root:
+    settings |= dict(config_lib.flatten(config.sources, "data.sources."))
+    if is_built_in(config):
         parts = ("counts", "noise", "reference", "test")
         settings |= {f"data.synthetic.{key}": getattr(config.synthetic, key) for key in parts}
         settings["seed"] = seed
@@ -151,41 +150,52 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
         )
     if changed:
         # A mistake was mended before the preparation was through: what there is does not fit.
-        for part in ("synthetic", "records", "tokenizer", "tokens"):
+        for part in ("synthetic", "tokenizer"):
             shutil.rmtree(folder / part, ignore_errors=True)
     if changed or not path.exists():
         with landing(path) as partial:
             partial.write_text(json.dumps(settings, indent=1))
 
 
-def _write_records(config: Any, folder: Path, seed: int, progress: Progress) -> tuple[str, ...]:
-    names = config_lib.names(config.domains)
-    root = Path(config.root) if config.root else folder / "synthetic"
-    if not config.root:
-        names = names or tuple(synthetic.DOMAINS)
-        if not root.exists():
-            _write_synthetic(config.synthetic, root, seed)
-    found = find_domains(root, names)
-    for name, files in found.items():
-        target = folder / "records" / name
-        if target.exists():
-            continue
-        progress(f"read {name}", 0, None)
-        sets = split(
-            list(read_domain(files.train)),
-            list(read_domain(files.reference)),
-            list(read_domain(files.test)) if files.test else None,
-            config.test_examples,
-        )
-        progress(f"read {name}", len(sets.train), len(sets.train))
-        with landing(target) as partial:
-            partial.mkdir()
-            for part in SPLITS:
-                with (partial / f"{part}.jsonl").open("w", encoding="utf-8") as file:
-                    for record in getattr(sets, part):
-                        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
-            (partial / "overlapping.json").write_text(json.dumps(sets.overlapping))
-    return tuple(found)
+def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress) -> dict[str, Any]:
+    """Whatever is missing; what goes into ``dataset.json``."""
+    collected: dict[str, Collected] = {}
+    for name, domain in _domains(config, folder, seed).items():
+
+        def told(done: int, label: str = f"read {name}") -> None:
+            progress(label, done, None)
+
+        told(0)
+        collected[name] = collect(domain, config.test_examples, cache, told)
+    tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress)
+    decides = [digest(tokenizer), config.row_length, config.overlong]
+    entries = {
+        name: entry(cache, "tokens", [sets.path.name, *decides]) for name, sets in collected.items()
+    }
+    tokenize(
+        {entries[name]: sets for name, sets in collected.items()},
+        folder / "tokenizer",
+        config.row_length + 1,
+        config.overlong,
+        config.workers,
+        lambda done, total: progress("tokenize", done, total),
+    )
+    _check_answers(config, entries, collected)
+    return {
+        "names": list(entries),
+        **_summary(entries, collected, tokenizer),
+        "records": {name: sets.path.name for name, sets in collected.items()},
+        "tokens": {name: path.name for name, path in entries.items()},
+    }
+
+
+def _domains(config: Any, folder: Path, seed: int) -> dict[str, Domain]:
+    if not is_built_in(config):
+        return find_sources(config)
+    root = folder / "synthetic"
+    if not root.exists():
+        _write_synthetic(config.synthetic, root, seed)
+    return find_domains(root, config_lib.names(config.domains) or tuple(synthetic.DOMAINS))
 
 
 def _write_synthetic(config: Any, root: Path, seed: int) -> None:
@@ -204,74 +214,86 @@ def _write_synthetic(config: Any, root: Path, seed: int) -> None:
 
 
 def _make_tokenizer(
-    spec: str, folder: Path, names: Sequence[str], progress: Progress
+    spec: str,
+    folder: Path,
+    cache: Path,
+    collected: Mapping[str, Collected],
+    progress: Progress,
 ) -> "PreTrainedTokenizerFast":
     path = folder / "tokenizer"
     if not path.exists():
         kind, _, size = spec.partition(":")
-        if spec == "byte":
-            tokenizer = byte_tokenizer()
-        elif kind == "bpe" and size.isdecimal():
+        if kind == "bpe" and size.isdecimal():
             progress("train tokenizer", 0, None)
-            tokenizer = train_bpe(_train_texts(folder, names), int(size))
+            trained = _trained(int(size), cache, collected)
+            with landing(path) as partial:
+                shutil.copytree(trained, partial)
         else:
-            tokenizer = load_tokenizer(spec)
-        with landing(path) as partial:
-            tokenizer.save_pretrained(partial)
+            tokenizer = byte_tokenizer() if spec == "byte" else load_tokenizer(spec)
+            with landing(path) as partial:
+                tokenizer.save_pretrained(partial)
     # Always the saved one, so that a first and a later start use the same object.
     return load_tokenizer(path)
 
 
-def _train_texts(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        for record in _read_records(folder, name, "train"):
-            yield from (message["content"] for message in record.messages)
+def _trained(size: int, cache: Path, collected: Mapping[str, Collected]) -> Path:
+    path = entry(cache, "tokenizers", [size, *(sets.path.name for sets in collected.values())])
+    with one_at_a_time(path):
+        if not (path / "tokenizer").exists():
+            tokenizer = train_bpe(_train_texts(collected.values()), size)
+            with landing(path / "tokenizer") as partial:
+                tokenizer.save_pretrained(partial)
+    return path / "tokenizer"
 
 
-def _write_store(
-    folder: Path,
-    name: str,
-    part: str,
-    tokenizer: "PreTrainedTokenizerFast",
-    max_length: int,
-    progress: Progress,
+def _train_texts(collected: Iterable[Collected]) -> Iterator[str]:
+    for sets in collected:
+        for record in sets.train:
+            yield from [m["content"] for m in record.messages] or [record.text or ""]
+
+
+def _check_answers(
+    config: Any, entries: Mapping[str, Path], collected: Mapping[str, Collected]
 ) -> None:
-    path = folder / "tokens" / name / part
-    if path.exists():
-        return
-    records = _read_records(folder, name, part)
-    store = TokenStore.write(
-        path, tokenized(records, tokenizer, f"tokenize {name}/{part}", progress), max_length
-    )
-    if records and not len(store):
-        raise UserError(
-            f"{path}: every prompt fills data.row_length={max_length - 1}, so no answer is left; "
-            "raise data.row_length"
-        )
+    for name, path in entries.items():
+        for part in SPLITS:
+            if len(getattr(collected[name], part)) and not len(TokenStore.open(path / part)):
+                raise UserError(
+                    f"{name}/{part}: no example has a supervised token within "
+                    f"data.row_length={config.row_length}; raise data.row_length"
+                )
 
 
-def _summarise(folder: Path, names: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
+def _summary(
+    entries: Mapping[str, Path],
+    collected: Mapping[str, Collected],
+    tokenizer: "PreTrainedTokenizerFast",
+) -> dict[str, Any]:
     sha = hashlib.sha256(digest(tokenizer).encode())
     left_out = {}
-    for name in names:
-        overlapping = json.loads((folder / "records" / name / "overlapping.json").read_text())
-        counts = {"overlapping": overlapping, "truncated": 0, "unsupervised": 0}
+    for name, path in entries.items():
+        counts = {"truncated": 0, "dropped": 0, "unsupervised": 0}
         for part in SPLITS:
-            store = TokenStore.open(folder / "tokens" / name / part)
-            counts["truncated"] += store.truncated
-            counts["unsupervised"] += store.unsupervised
+            store = TokenStore.open(path / part)
+            counts = {key: count + getattr(store, key) for key, count in counts.items()}
             sha.update(f"{name}/{part}:{store.digest};".encode())
-        left_out[name] = counts
-    with landing(folder / "dataset.json") as partial:
-        summary = {"names": names, "digest": sha.hexdigest(), "left_out": left_out}
-        partial.write_text(json.dumps(summary, indent=1))
+        left_out[name] = {"overlapping": collected[name].overlapping, **counts}
+    return {"digest": sha.hexdigest(), "left_out": left_out}
 
 
-def _open(folder: Path) -> Dataset:
-    summary = json.loads((folder / "dataset.json").read_text())
+def _cached(cache: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether the cache has everything that a folder was prepared from."""
+    tokens = [
+        cache / "tokens" / key / part for key in summary["tokens"].values() for part in SPLITS
+    ]
+    records = [cache / "records" / key for key in summary["records"].values()]
+    return all(map(TokenStore.exists, tokens)) and all(map(is_collected, records))
+
+
+def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:
     names = tuple(summary["names"])
     train, reference, test = (
-        {name: TokenStore.open(folder / "tokens" / name / part) for name in names}
+        {name: TokenStore.open(cache / "tokens" / summary["tokens"][name] / part) for name in names}
         for part in SPLITS
     )
     return Dataset(
@@ -283,9 +305,8 @@ def _open(folder: Path) -> Dataset:
         test=test,
         digest=summary["digest"],
         left_out=summary["left_out"],
+        collected={
+            name: open_collected(cache / "records" / key)
+            for name, key in summary["records"].items()
+        },
     )
-
-
-def _read_records(folder: Path, name: str, part: str) -> list[Record]:
-    lines = (folder / "records" / name / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")
-    return [Record(**json.loads(line)) for line in lines[:-1]]

@@ -1,58 +1,98 @@
-"""Raw examples: JSONL(.gz) files, one folder per domain. Every mistake names its file and line."""
+"""Where the examples of every domain come from. Every mistake names its file and line."""
 
-import dataclasses
-import gzip
-import json
-import zlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ideal_jax.config import names as comma_names
 from ideal_jax.config import nearest
+from ideal_jax.data.files import SUFFIXES, Files
+from ideal_jax.data.hubs import HuggingFace, Tfds
+from ideal_jax.data.records import FIELDS, FORMS, Record, Row, record_of
+from ideal_jax.data.records import Message as Message
 from ideal_jax.errors import UserError
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant")
 
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One conversation.
+class Source(NamedTuple):
+    """One set of examples.
 
     Attributes:
-      id: the file's own id, or ``<file>:<line>``.
-      messages: turns ``{"role", "content"}``, at least one of them by the assistant.
-      where: ``<file>:<line>`` it was read from, for error messages.
+      spec: a file, a folder of files, ``hf:NAME@SPLIT`` or ``tfds:NAME@SPLIT``.
+      form: which of `records.FORMS` it is written in; "" recognises it.
+      fields: (our name, theirs) of fields that are called otherwise.
+      data_dir: where TensorFlow Datasets look for a name.
     """
 
-    id: str
-    messages: list[Message]
-    where: str
+    spec: str
+    form: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    data_dir: str = ""
 
     @property
-    def prompt(self) -> list[Message]:
-        """The turns before the last assistant turn."""
-        return self.messages[: self._last_assistant]
+    def forms(self) -> tuple[str, ...]:
+        """The forms to look for: the one that is given, else those that the fields speak of."""
+        if self.form:
+            return (self.form,)
+        ours = {ours for ours, _ in self.fields} - {"id"}
+        return tuple(
+            name for name, form in FORMS.items() if not ours or ours & {*form.needs, *form.others}
+        )
 
     @property
-    def answer(self) -> str:
-        """The text of the last assistant turn."""
-        return self.messages[self._last_assistant]["content"]
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the columns to read."""
+        return tuple(dict(self.fields).values()) + FIELDS
 
-    @property
-    def _last_assistant(self) -> int:
-        return max(i for i, turn in enumerate(self.messages) if turn["role"] == "assistant")
+    def open(self) -> Files | HuggingFace | Tfds:
+        """Its rows and their digest."""
+        if self.spec.startswith("hf:"):
+            return HuggingFace(self.spec)
+        if self.spec.startswith("tfds:"):
+            return Tfds(self.spec, self.data_dir)
+        return Files(self.spec)
+
+    def renamed(self, row: Any) -> Any:
+        """The row with our names for its fields."""
+        if not self.fields or not isinstance(row, dict):
+            return row
+        return {**row, **{ours: row[theirs] for ours, theirs in self.fields if theirs in row}}
 
 
-class DomainFiles(NamedTuple):
-    """The files of one domain; ``test`` is None if the held-out test is to be cut from train."""
+class Domain(NamedTuple):
+    """The sets of one domain; ``test`` is None if it is to be cut from train."""
 
-    train: Path
-    reference: Path
-    test: Path | None
+    train: Source
+    reference: Source
+    test: Source | None
 
 
-def find_domains(root: str | Path, names: Sequence[str] = ()) -> dict[str, DomainFiles]:
+def is_built_in(config: Any) -> bool:
+    """Whether the ``data`` section names no data: the built-in capabilities are meant."""
+    return not config.root and not config.sources
+
+
+def find_sources(config: Any) -> dict[str, Domain]:
+    """The domains of a ``data`` section: the folders of ``root`` and the entries of ``sources``.
+
+    Those that ``domains`` names in that order, or else all of them by name.
+
+    Raises:
+      UserError: unknown, missing or declared in a wrong way.
+    """
+    names = comma_names(config.domains)
+    found = {name: _declared(name, entry) for name, entry in config.sources.items()}
+    in_root = tuple(name for name in names if name not in found)
+    if config.root and (in_root or not names):
+        folders = find_domains(config.root, in_root)
+        for name in folders.keys() & found.keys():
+            raise UserError(f"data.sources.{name}: {config.root} holds a domain of this name too")
+        found |= folders
+    _check_names(names, sorted(found), "data.sources")
+    return {name: found[name] for name in names or sorted(found)}
+
+
+def find_domains(root: str | Path, names: Sequence[str] = ()) -> dict[str, Domain]:
     """The domains under ``root``: the named ones in that order, or all of them by name."""
     root = Path(root)
     if not root.is_dir():
@@ -60,14 +100,7 @@ def find_domains(root: str | Path, names: Sequence[str] = ()) -> dict[str, Domai
     available = sorted(path.name for path in root.iterdir() if _find(path, "train"))
     if not available:
         raise UserError(f"data.root {root} holds no domain; expected {root}/<domain>/train.jsonl")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f'data.domains names "{name}" twice')
-        if name not in available:
-            raise UserError(
-                f'data.domains: {root} holds no domain "{name}"{nearest(name, available)}; '
-                f"there are {', '.join(available)}"
-            )
+    _check_names(names, available, str(root))
     return {name: _domain_files(root / name) for name in names or available}
 
 
@@ -77,116 +110,90 @@ def stop_at(error: UserError) -> None:
 
 
 def read_domain(
-    path: str | Path, refuse: Callable[[UserError], None] = stop_at
+    source: Source | str | Path, refuse: Callable[[UserError], None] = stop_at
 ) -> Iterator[Record]:
-    """The records of one JSONL(.gz) file, in order.
+    """The examples of a source, one at a time.
 
-    A line holds ``messages``, or ``prompt`` and ``response``, or Alpaca's ``instruction``,
-    ``input`` (optional) and ``output``. Other keys are ignored, and so are blank lines.
+    Fields not needed are ignored.
 
     Args:
-      path: the file.
-      refuse: called with the error of each bad record, which is left out if it returns.
+      source: or the path of a file or folder.
+      refuse: is given every bad record, as the error that names its file and line.
+
+    Raises:
+      UserError: a source that can not be read or holds no examples.
     """
-    path = Path(path)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    empty = True
-    with opener(path, "rb") as lines:
+    source = source if isinstance(source, Source) else Source(str(source))
+    forms, number = source.forms, 0
+    for name, number, row in source.open().rows(source.wanted):
         try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    empty = False
-                    try:
-                        record = _record(line, f"{path}:{number}")
-                    except UserError as error:
-                        refuse(error)
-                    else:
-                        yield record
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}:{number + 1}: not readable as gzip: {error}") from error
-    if empty:
-        raise UserError(f"{path} holds no examples")
+            if isinstance(row, UserError):
+                raise row
+            record = record_of(source.renamed(row), name, number, forms)
+        except UserError as error:
+            refuse(error)
+        else:
+            yield record
+    if not number:
+        raise UserError(f"{source.spec} holds no examples")
 
 
-def _domain_files(folder: Path) -> DomainFiles:
-    train, reference = _find(folder, "train"), _find(folder, "reference")
+def _check_names(names: Sequence[str], available: Sequence[str], where: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'data.domains names "{name}" twice')
+        if name not in available:
+            raise UserError(
+                f'data.domains: {where} holds no domain "{name}"{nearest(name, available)}; '
+                f"there are {', '.join(available)}"
+            )
+
+
+def _declared(name: str, entry: Any) -> Domain:
+    key = f"data.sources.{name}"
+    if not name or "/" in name or name.startswith(".") or "," in name:
+        raise UserError(f"{key}: a domain's name is a word without / or comma")
+    if not hasattr(entry, "items"):
+        raise UserError(f'{key}: must be a section, as in {{"train": "folder/train.jsonl", …}}')
+    _known(key, dict(entry), (*Domain._fields, "form", "fields", "data_dir"))
+    fields = entry.get("fields", {})
+    if not hasattr(fields, "items"):
+        raise UserError(f'{key}.fields: must be a section, as in {{"prompt": "question"}}')
+    _known(f"{key}.fields", dict(fields), FIELDS)
+    form = entry.get("form", "")
+    if form and form not in FORMS:
+        raise UserError(f"{key}.form={form!r}: is not one of {', '.join(FORMS)}")
+    for part in ("train", "reference"):
+        if not entry.get(part):
+            raise UserError(f"{key}.{part} is missing; each domain needs a {part} set")
+    make = functools.partial(
+        Source, form=form, fields=tuple(sorted(fields.items())), data_dir=entry.get("data_dir", "")
+    )
+    test = make(entry["test"]) if entry.get("test") else None
+    return Domain(make(entry["train"]), make(entry["reference"]), test)
+
+
+def _known(key: str, given: Row, allowed: Sequence[str]) -> None:
+    for name, value in given.items():
+        if name not in allowed:
+            raise UserError(f"{key}.{name}: unknown key{nearest(name, allowed)}")
+        if not isinstance(value, str) and name != "fields":
+            raise UserError(f"{key}.{name}: must be a string, found {type(value).__name__}")
+
+
+def _domain_files(folder: Path) -> Domain:
+    train, reference, test = (_find(folder, part) for part in Domain._fields)
     assert train is not None
     if reference is None:
         raise UserError(
             f"{folder}/reference.jsonl does not exist; each domain needs a reference set"
         )
-    return DomainFiles(train, reference, _find(folder, "test"))
+    return Domain(train, reference, test)
 
 
-def _find(folder: Path, split: str) -> Path | None:
-    found = [p for p in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if p.is_file()]
+def _find(folder: Path, part: str) -> Source | None:
+    found = [path for suffix in SUFFIXES if (path := folder / f"{part}{suffix}").is_file()]
+    found += [folder / part] if (folder / part).is_dir() else []
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1].name} both exist; remove one of them")
-    return found[0] if found else None
-
-
-def _record(line: bytes, where: str) -> Record:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object, found {_kind(value)}")
-    identity = value.get("id", "/".join(Path(where).parts[-2:]))
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise UserError(f'{where}: "id" must be a string, found {_kind(identity)}')
-    return Record(str(identity), _messages(value, where), where)
-
-
-def _messages(value: dict[str, Any], where: str) -> list[Message]:
-    if "messages" in value:
-        messages = _turns(value["messages"], where)
-    elif "prompt" in value and "response" in value:
-        messages = _exchange(_text(value, "prompt", where), _text(value, "response", where))
-    elif "instruction" in value and "output" in value:
-        prompt = _text(value, "instruction", where)
-        if value.get("input"):
-            prompt += "\n\n" + _text(value, "input", where)
-        messages = _exchange(prompt, _text(value, "output", where))
-    else:
-        raise UserError(
-            f'{where}: needs "messages", or "prompt" and "response", or "instruction" and "output"'
-        )
-    if all(message["role"] != "assistant" for message in messages):
-        raise UserError(f"{where}: has no assistant turn, so there is nothing to learn")
-    return messages
-
-
-def _turns(value: Any, where: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise UserError(f'{where}: "messages" must be a list, found {_kind(value)}')
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict):
-            raise UserError(f'{where}: each of "messages" must be an object, found {_kind(turn)}')
-        if turn.get("role") not in ROLES:
-            raise UserError(
-                f'{where}: "role" must be one of {", ".join(ROLES)}, found {turn.get("role")!r}'
-            )
-        turns.append({"role": turn["role"], "content": _text(turn, "content", where)})
-    return turns
-
-
-def _exchange(prompt: str, response: str) -> list[Message]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-
-
-def _text(value: dict[str, Any], key: str, where: str) -> str:
-    text = value.get(key)
-    if not isinstance(text, str):
-        raise UserError(f'{where}: "{key}" must be a string, found {_kind(text)}')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f'{where}: "{key}" is not valid Unicode: {error.reason}') from error
-    return text
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__
+    return Source(str(found[0])) if found else None

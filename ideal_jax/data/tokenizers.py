@@ -1,6 +1,7 @@
 """Tokenizers: byte-level, trained BPE, or any local Hugging Face folder. All are "fast" ones."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,8 +81,9 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def digest(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """SHA-256 of everything that decides token ids: vocabulary, rules and chat template."""
+    """SHA-256 of everything that decides token ids: vocabulary, rules, template, special tokens."""
     text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.chat_template)
+    text += json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

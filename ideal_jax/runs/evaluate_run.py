@@ -60,7 +60,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
                 advance(done, total, f"{domain} {split} loss")
             if generation:
                 task, shown, used = _exact_match(session, generate, params, domain)
-                tasks.append(task)
+                tasks.extend(task)
                 samples.extend(shown)
                 tokens += used
                 done += 1
@@ -70,8 +70,10 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
     if tasks:
         values = np.asarray([task["value"] for task in tasks])
         errors = np.asarray([task["stderr"] for task in tasks])
-        overall["overall"] = float(v @ values)
-        overall["overall_stderr"] = float(np.sqrt(v**2 @ errors**2))
+        answering = v[[session.names.index(task["domain"]) for task in tasks]]
+        answering = answering / max(answering.sum(), np.finfo(float).tiny)
+        overall["overall"] = float(answering @ values)
+        overall["overall_stderr"] = float(np.sqrt(answering**2 @ errors**2))
     return {
         "tasks": tasks,
         **overall,
@@ -116,9 +118,13 @@ def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> di
 
 def _exact_match(
     session: Session, generate: Any, params: Any, domain: str
-) -> tuple[dict[str, Any], Sequence[dict[str, Any]], float]:
+) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]], float]:
+    """(the task, if the domain's test set has conversations; samples of it; tokens computed)."""
     config, tokenizer = session.config, session.data.tokenizer
-    records = session.data.records(domain, "test")[: config.eval.examples]
+    found = session.data.records(domain, "test")[: config.eval.examples]
+    records = [record for record in found if record.text is None]
+    if len(records) < 2:
+        return [], [], 0.0
     prompts = [render_prompt(tokenizer, record.messages) for record in records]
     outputs = generate_all(
         generate,
@@ -153,7 +159,7 @@ def _exact_match(
         for i in range(min(_SHOWN, len(records)))
     ]
     computed = float(sum(len(p) for p in prompts) + len(prompts) * config.eval.max_new_tokens)
-    return task, shown, computed
+    return [task], shown, computed
 
 
 def _text(session: Session, tokens: np.ndarray) -> str:

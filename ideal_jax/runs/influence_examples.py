@@ -43,7 +43,6 @@ def extreme_examples(
         items.append(held[held >= 0])
         owners.append(np.full(len(items[-1]), j))
     effect_RxM, item_M, owner_M = np.hstack(effects), np.hstack(items), np.hstack(owners)
-    ids = {domain: session.data.train[domain].ids for domain in matrix.domains}
     found = []
     for name, row in zip((*matrix.references, OVERALL), effect_RxM, strict=True):
         order = np.argsort(row, kind="stable")
@@ -55,7 +54,7 @@ def extreme_examples(
                 {
                     "reference": name,
                     "domain": domain,
-                    "id": ids[domain][item],
+                    "id": session.data.train[domain].id(item),
                     "effect": float(row[k]),
                     "prompt": prompt,
                     "response": response,

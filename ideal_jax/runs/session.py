@@ -11,7 +11,7 @@ import numpy as np
 from ideal_jax import config as config_lib
 from ideal_jax import sharding, training
 from ideal_jax.data import Dataset, prepare, synthetic
-from ideal_jax.data.sources import find_domains
+from ideal_jax.data.sources import find_sources, is_built_in
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
@@ -158,10 +158,10 @@ def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
     target = folder.path / "data"
     if processes.is_writer() and not (target / "dataset.json").exists():
         # What depends on the number of domains is told before their texts are read.
-        names = config_lib.names(config.data.domains)
-        if config.data.root:
-            names = tuple(find_domains(config.data.root, names))
-        n = len(names or synthetic.DOMAINS)
+        if is_built_in(config.data):
+            n = len(config_lib.names(config.data.domains) or synthetic.DOMAINS)
+        else:
+            n = len(find_sources(config.data))
         capability_weights(config, n)
         given_counts(config, n)
     with reporter.phase("data") as advance:
@@ -173,7 +173,9 @@ def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
         if processes.is_writer():
             data = prepare(section, target, config.seed, progress=progress)
         processes.barrier("data")
-        return data if processes.is_writer() else prepare(section, target, config.seed)
+        data = data if processes.is_writer() else prepare(section, target, config.seed)
+    _tell_left_out(data, reporter)
+    return data
 
 
 def _with_tokenizer(config: Any) -> Any:
@@ -183,3 +185,10 @@ def _with_tokenizer(config: Any) -> Any:
         with section.unlocked():
             section.tokenizer = init_tokenizer(config.model.init) or "byte"
     return section
+
+
+def _tell_left_out(data: Dataset, reporter: Reporter) -> None:
+    for name, counts in data.left_out.items():
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        if told:
+            reporter.console.print(f"data: {name}: examples left out or cut: {told}")

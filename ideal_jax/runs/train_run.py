@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ideal_jax import sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
+from ideal_jax.data.sources import is_built_in
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import abstract_params, lora, random_params
 from ideal_jax.runs import cost, processes
@@ -30,6 +31,7 @@ class Recipe(NamedTuple):
     learning_rate: Callable[[int], Any]
     batches: grain.MapDataset  # element s is this process's rows of the batch of step s
     rows: int  # of the plan, packed
+    filled: float  # share of their positions that is no padding
     batch_size: int
     steps: int
     micro_batches: int
@@ -103,7 +105,11 @@ def train_round(
 
     The final parameters lie in ``folder`` as a ``model.init`` for other runs.
     """
-    recipe = recipe or round_recipe(session, plan)
+    if recipe is None:
+        recipe = round_recipe(session, plan)
+        session.reporter.console.print(
+            f"{name}: {sum(plan.counts)} examples in {recipe.rows} rows, {recipe.filled:.1%} filled"
+        )
     return _train(session, recipe, start(session), folder, name)
 
 
@@ -139,7 +145,7 @@ def _train_base(session: Session, folder: pathlib.Path) -> Any:
     options = ConfigDict({**config.training.to_dict(), **config.base.to_dict(), "micro_batches": 1})
     plan = MixturePlan(sizes, sizes, config.seed)
     recipe = _recipe(session, options, plan, stores, config.seed)
-    if config.data.root:
+    if not is_built_in(config.data):
         recipe = recipe._replace(batches=recipe.batches.map(_all_targets))
     params = random_params(session.model, session.mesh, config.seed)
     return _train(session, recipe, Start(params, {}), folder, "base").params
@@ -148,7 +154,7 @@ def _train_base(session: Session, folder: pathlib.Path) -> Any:
 def _base_stores(session: Session) -> list[TokenStore]:
     """Generic primitives for the built-in capabilities; for real data its own training text."""
     config, data = session.config, session.data
-    if config.data.root:
+    if not is_built_in(config.data):
         return [data.train[name] for name in session.names]
     if processes.is_writer():
         generic_store(data, config.base.examples, config.seed, config.data.row_length)
@@ -183,6 +189,7 @@ def _recipe(
             rows=sharding.local_rows(session.mesh, options.batch_size),
         ),
         rows=len(table),
+        filled=table.filled,
         batch_size=options.batch_size,
         steps=steps,
         micro_batches=options.micro_batches,
@@ -218,6 +225,7 @@ def _train(
     record = {
         "steps": steps,
         "rows": recipe.rows,
+        "filled": recipe.filled,
         "tokens": result.tokens,
         "supervised_tokens": result.supervised_tokens,
         "flops": cost.train_flops(session.model.cfg, positions, config.data.row_length),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ideal_jax.data.pipeline import example_batches, packed_rows, training_batches
-from ideal_jax.data.store import TokenStore
+from ideal_jax.data.store import Example, TokenStore
 from ideal_jax.mixture import MixturePlan
 
 SIZES, T, S = (23, 40, 9), 16, 4
@@ -19,7 +19,7 @@ def stores(tmp_path_factory):
         for i in range(size):
             length = int(rng.integers(3, T + 2))
             tokens = rng.integers(1, 100, length).astype(np.int32) + 1000 * domain
-            yield str(i), tokens, np.arange(length) >= rng.integers(1, length)
+            yield Example(i, str(i), tokens, np.arange(length) >= rng.integers(1, length))
 
     return [TokenStore.write(root / str(d), examples(d, n)) for d, n in enumerate(SIZES)]
 

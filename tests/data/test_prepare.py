@@ -25,6 +25,10 @@ def config(**changed):
         "max_segments": 8,
         "window": 32,
         "test_examples": 5,
+        "sources": {},
+        "overlong": "truncate",
+        "workers": 0,
+        "cache": "",
         "synthetic": SYNTHETIC,
     }
     return ConfigDict({**base, **changed})
@@ -62,7 +66,8 @@ def test_own_data(root, tmp_path):
     assert data.names == ("a", "b")
     assert [len(data.train[name]) for name in "ab"] == [14, 14]
     assert [len(data.test[name]) for name in "ab"] == [5, 5]
-    assert data.left_out["a"] == {"overlapping": 1, "truncated": 0, "unsupervised": 0}
+    none = {"truncated": 0, "dropped": 0, "unsupervised": 0}
+    assert data.left_out["a"] == {"overlapping": 1, **none}
     prompts = [
         {record.prompt[0]["content"] for record in data.records("a", split)} for split in SPLITS
     ]
@@ -77,7 +82,8 @@ def test_records_are_in_the_order_of_the_store(root, tmp_path, split):
     assert data.left_out["a"]["unsupervised"] > 0
     for name in data.names:
         store, records = getattr(data, split)[name], data.records(name, split)
-        assert [record.id for record in records] == store.ids
+        assert [record.id for record in records] == [store.id(i) for i in range(len(store))]
+        assert len(records) == len(store)
         for (tokens, mask), record in zip(store, records, strict=True):
             rendered = render(data.tokenizer, record.messages)
             np.testing.assert_array_equal(tokens, rendered.tokens[:16])
@@ -108,15 +114,20 @@ def test_a_second_call_only_opens(root, tmp_path):
 
 def test_progress_is_told(tmp_path):
     said = []
-    prepare(config(), tmp_path, seed=0, progress=lambda *a: said.append(a))
-    assert ("tokenize math/train", 0, 30) in said
-    assert ("tokenize math/train", 30, 30) in said
+    options = config(cache=str(tmp_path / "cache"))
+    prepare(options, tmp_path / "data", seed=0, progress=lambda *a: said.append(a))
+    total = 170 + 5 * (8 + 12)
+    assert ("read math", 30, None) in said
+    assert ("tokenize", 0, total) in said
+    assert said[-1] == ("tokenize", total, total)
 
 
 def test_a_killed_preparation_continues(tmp_path):
     counts = {**SYNTHETIC, "counts": "600,1200,600,600,1200"}
     options = {"synthetic": counts, "tokenizer": "bpe:270"}
+    options["cache"] = str(tmp_path / "other")
     whole = prepare(config(**options), tmp_path / "whole", seed=0)
+    options["cache"] = str(tmp_path / "cache")
     target = tmp_path / "killed"
     program = (
         "import sys, time\n"
@@ -124,17 +135,18 @@ def test_a_killed_preparation_continues(tmp_path):
         "from test_prepare import config, prepare\n"
         f"prepare(config(**{options!r}), {str(target)!r}, 0, lambda *a: time.sleep(0.05))\n"
     )
-    for landmark in ("tokenizer", "tokens/math/test"):
+    for landmark in ("killed/tokenizer", "cache/tokens/*/train/00000"):
         child = subprocess.Popen([sys.executable, "-c", program])
-        while not (target / landmark).exists() and child.poll() is None:
+        while not list(tmp_path.glob(landmark)) and child.poll() is None:
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     assert not (target / "dataset.json").exists()
-    before = (target / "tokens/math/test/index.npz").stat().st_mtime_ns
+    chunk = next(tmp_path.glob("cache/tokens/*/train/00000"))
+    before = (chunk / "index.npz").stat().st_mtime_ns
     assert prepare(config(**options), target, seed=0).digest == whole.digest
-    assert (target / "tokens/math/test/index.npz").stat().st_mtime_ns == before
-    assert not list(target.rglob("*.partial"))
+    assert (chunk / "index.npz").stat().st_mtime_ns == before
+    assert not [*tmp_path.rglob("*.partial"), *tmp_path.rglob(".scratch*")]
 
 
 def test_other_settings_are_refused_once_prepared(tmp_path):

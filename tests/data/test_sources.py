@@ -46,7 +46,7 @@ def turn(role="assistant", content="a"):
     [
         ("{oops", ":2: not valid JSON"),
         ("[1]", ":2: expected a JSON object, found list"),
-        ({"text": "a"}, ':2: needs "messages"'),
+        ({"question": "a"}, ':2: needs "messages"'),
         ({"messages": "a"}, ':2: "messages" must be a list, found str'),
         ({"messages": ["a"]}, "must be an object, found str"),
         ({"messages": [turn("robot")]}, "must be one of system, user, assistant, found 'robot'"),
@@ -92,8 +92,8 @@ def test_domains_are_found(root):
     found = find_domains(root)
     assert list(found) == ["code", "math"]
     assert found["code"].test is None
-    assert found["math"].test == root / "math" / "test.jsonl"
-    assert found["math"].reference == root / "math" / "reference.jsonl.gz"
+    assert found["math"].test.spec == str(root / "math" / "test.jsonl")
+    assert found["math"].reference.spec == str(root / "math" / "reference.jsonl.gz")
     assert list(find_domains(root, ("math", "code"))) == ["math", "code"]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ideal_jax.data import TokenStore, example_batches, packed_batches
+from ideal_jax.data.store import Example
 from ideal_jax.influence import Sample, example_scores, mean_gradient
 from ideal_jax.influence.curvature import random_signs
 from ideal_jax.influence.decoder import decoder_problem
@@ -20,8 +21,9 @@ def store(tmp_path_factory):
     rng = np.random.default_rng(0)
     tokens = [rng.integers(5, 60, length) for length in LENGTHS]
     masks = [np.arange(length) >= max(1, length // 3) for length in LENGTHS]
-    triples = [(str(k), t, m) for k, (t, m) in enumerate(zip(tokens, masks, strict=True))]
-    return TokenStore.write(tmp_path_factory.mktemp("store") / "s", triples)
+    pairs = enumerate(zip(tokens, masks, strict=True))
+    examples = [Example(k, str(k), t, m) for k, (t, m) in pairs]
+    return TokenStore.write(tmp_path_factory.mktemp("store") / "s", examples)
 
 
 @pytest.mark.parametrize("reduction", ["token", "example"])

@@ -1,0 +1,161 @@
+"""The examples of a domain on disk, split into sets, read one at a time."""
+
+import array
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from ideal_jax.data.cache import entry
+from ideal_jax.data.records import Record, label
+from ideal_jax.data.sources import Domain, Source, read_domain
+from ideal_jax.data.splits import prompt_key, split
+from ideal_jax.errors import UserError
+from ideal_jax.landing import landing, one_at_a_time
+
+SPLITS = ("train", "reference", "test")
+_INDEX = "index.npz"
+_TOLD = 4096  # examples between two signs of progress
+_NOWHERE: Mapping[str, str] = {}
+
+
+class Records(Sequence[Record]):
+    """N examples that lie in a file, read when asked for.
+
+    Args:
+      path: one JSON object a line.
+      offsets: int64[N], the byte at which each begins.
+      prefix: comes before ``where`` of each.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray, prefix: str):
+        self._path, self._offsets, self._prefix = path, offsets, prefix
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, item: int) -> Record: ...
+    @overload
+    def __getitem__(self, item: slice | np.ndarray) -> "Records": ...
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, slice | np.ndarray):
+            return Records(self._path, self._offsets[item], self._prefix)
+        return next(iter(self[np.asarray([item])]))
+
+    def __iter__(self) -> Iterator[Record]:
+        with self._path.open("rb") as file:
+            for offset in self._offsets:
+                file.seek(offset)
+                value = json.loads(file.readline())
+                yield Record(**{**value, "where": self._prefix + value["where"]})
+
+
+class Collected(NamedTuple):
+    """The sets of one domain; ``overlapping`` train examples were left out.
+
+    ``path`` is their entry in the cache, and stands for their content.
+    """
+
+    path: Path
+    train: Records
+    reference: Records
+    test: Records
+    overlapping: int
+
+
+def collect(
+    domain: Domain,
+    test_examples: int,
+    cache: Path,
+    progress: Callable[[int], None],
+) -> Collected:
+    """Read a domain into the cache, unless it is there.
+
+    Args:
+      domain: its sources.
+      test_examples: what to cut from train if it has no test set.
+      cache: the cache's folder. Processes take turns.
+      progress: is told how many examples were read.
+
+    Raises:
+      UserError: a bad source, or nothing is left to train on.
+    """
+    parts = {part: source for part, source in domain._asdict().items() if source}
+    opened = {part: source.open() for part, source in parts.items()}
+    content = {
+        part: (rows.digest(), list(map(label, rows.names)), parts[part].form, parts[part].fields)
+        for part, rows in opened.items()
+    }
+    path = entry(cache, "records", [content, None if domain.test else test_examples])
+    with one_at_a_time(path):
+        if not is_collected(path):
+            _write(path, parts, test_examples, progress)
+    # The content is the same wherever the files lie; errors name where they lie now.
+    names = {part: rows.names[0] for part, rows in opened.items()}
+    return open_collected(path, {p: name.removesuffix(label(name)) for p, name in names.items()})
+
+
+def is_collected(path: Path) -> bool:
+    """Whether there is a complete entry at ``path``."""
+    return (path / _INDEX).exists()
+
+
+def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collected:
+    """What `collect` left at ``path``.
+
+    Args:
+      path: the entry.
+      prefixes: of each part, what comes before ``where`` of its examples.
+    """
+    with np.load(path / _INDEX) as index:
+        sets = {}
+        for part in SPLITS:
+            file = "train" if part == "test" and index["held_out"] else part
+            sets[part] = Records(path / f"{file}.jsonl", index[part], prefixes.get(file, ""))
+        return Collected(path, **sets, overlapping=int(index["overlapping"]))
+
+
+def _write(
+    path: Path, parts: Mapping[str, Source], test_examples: int, progress: Callable[[int], None]
+) -> None:
+    offsets, keys = {}, {}
+    for part, source in parts.items():
+        with landing(path / f"{part}.jsonl") as partial:
+            offsets[part], keys[part] = _copy(source, partial, progress)
+    sets = split(keys["train"], keys["reference"], keys.get("test"), test_examples)
+    test = offsets.get("test", offsets["train"][sets.test])
+    if not len(sets.train):
+        raise UserError(
+            f"{parts['train'].spec}: no example is left to train on after the test set "
+            f"({len(test)}) and prompts of the reference set are taken out; "
+            "lower data.test_examples or add examples"
+        )
+    with landing(path / _INDEX) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            train=offsets["train"][sets.train],
+            reference=offsets["reference"],
+            test=test,
+            held_out="test" not in parts,
+            overlapping=sets.overlapping,
+        )
+
+
+def _copy(
+    source: Source, path: Path, progress: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write a source to one file; (int64[N] where each example begins, uint64[N] prompt keys)."""
+    offsets, keys = array.array("q"), array.array("Q")
+    with path.open("wb") as file:
+        for record in read_domain(source):
+            offsets.append(file.tell())
+            keys.append(prompt_key(record))
+            value = vars(record) | {"where": label(record.where)}
+            file.write(json.dumps(value).encode() + b"\n")
+            if len(keys) % _TOLD == 0:
+                progress(len(keys))
+    progress(len(keys))
+    return np.array(offsets, np.int64), np.array(keys, np.uint64)
