@@ -271,7 +271,7 @@ def test_a_base_that_no_run_wrote(refused, tmp_path):
         ("[1]", "a/train.jsonl:17: expected a JSON object, found list"),
         ('{"messages": [{"role": "user", "content": "x"}]}', ":17: has no assistant turn"),
         ('{"messages": [{"role": "me", "content": "x"}]}', ':17: "role" must be one of system'),
-        ('{"text": "x"}', ':17: needs "messages", or "prompt" and "response"'),
+        ('{"question": "x"}', ':17: needs "messages", or "prompt" and "response"'),
     ],
 )
 def test_a_bad_line_is_named(refused, tmp_path, line, message):

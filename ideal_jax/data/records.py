@@ -159,9 +159,9 @@ class Form(NamedTuple):
 # In the order in which they are looked for.
 FORMS = {
     "messages": Form(("messages",), (), _messages),
-    "sharegpt": Form(("conversations",), (), _sharegpt),
     "prompt": Form(("prompt", "response"), (), _prompt_response),
     "alpaca": Form(("instruction", "output"), ("input",), _alpaca),
+    "sharegpt": Form(("conversations",), (), _sharegpt),
     "text": Form(("text",), (), lambda row, where: []),
 }
 FIELDS = ("id", *(field for form in FORMS.values() for field in form.needs + form.others))

@@ -56,14 +56,14 @@ POINTS = {
 
 
 def test_killed_anywhere(runs, whole, tmp_path):
-    workdir = tmp_path / "w"
+    workdir, cache = tmp_path / "w", f"--config.data.cache={tmp_path / 'cache'}"
     for point, statement in POINTS.items():
-        child = runs.start(workdir, program=DIE + statement)
+        child = runs.start(workdir, cache, program=DIE + statement)
         _, error = child.communicate()
         assert (child.returncode, error) == (-signal.SIGKILL, ""), point
-    assert runs.here(workdir) == 0
+    assert runs.here(workdir, cache) == 0
     assert runs.differences(runs.outcome(whole), runs.outcome(workdir)) == []
-    assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
+    assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
     assert not (workdir / "base" / "checkpoints").exists()
 
 
