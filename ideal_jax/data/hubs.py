@@ -56,6 +56,8 @@ class Tfds:
                 builder = tfds.builder_from_directory(name)
             else:
                 builder = tfds.builder(name, data_dir=data_dir or None)
+            if not split:
+                raise UserError(f"{spec}: add one of @{', @'.join(builder.info.splits)}")
             self._files = [Path(file) for file in builder.info.splits[split].filepaths]
             self._rows = builder.as_data_source(split=split)
 

@@ -66,7 +66,8 @@ def record_of(row: Any, name: str, number: int, forms: Sequence[str]) -> Record:
     form = next((form for form in forms if _has(row, FORMS[form].needs)), None)
     if form is None:
         wanted = ", or ".join(" and ".join(map('"{}"'.format, FORMS[f].needs)) for f in forms)
-        raise UserError(f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'nothing'}")
+        found = ", ".join(f'"{field}"' for field in row if row[field] is not None)
+        raise UserError(f"{where}: needs {wanted}; it has {found or 'nothing'}")
     if form == "text":
         return Record(identity, [], where, _text(row, "text", where))
     messages = FORMS[form].messages(row, where)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ideal_jax.config import choice, nearest
 from ideal_jax.config import names as comma_names
-from ideal_jax.config import nearest
 from ideal_jax.data.files import SUFFIXES, Files
 from ideal_jax.data.hubs import HuggingFace, Tfds
 from ideal_jax.data.records import FIELDS, FORMS, Record, Row, record_of
@@ -161,8 +161,8 @@ def _declared(name: str, entry: Any) -> Domain:
         raise UserError(f'{key}.fields: must be a section, as in {{"prompt": "question"}}')
     _known(f"{key}.fields", dict(fields), FIELDS)
     form = entry.get("form", "")
-    if form and form not in FORMS:
-        raise UserError(f"{key}.form={form!r}: is not one of {', '.join(FORMS)}")
+    if form:
+        choice(f"{key}.form", form, FORMS)
     for part in ("train", "reference"):
         if not entry.get(part):
             raise UserError(f"{key}.{part} is missing; each domain needs a {part} set")

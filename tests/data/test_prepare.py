@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,3 +204,190 @@ def test_the_base_has_its_own_store(tmp_path):
     assert len(store) == 50
     assert generic_store(data, 50, 0, 64).digest == store.digest
     assert data.tokenizer.decode(store[0][0]).startswith("<|user|>")
+
+
+MANY = {**SYNTHETIC, "counts": "30,9000,30,30,9000"}
+
+
+def test_processes_do_not_change_the_result(tmp_path):
+    here, there = (
+        prepare(
+            config(synthetic=MANY, workers=workers, cache=str(tmp_path / f"cache{workers}")),
+            tmp_path / f"data{workers}",
+            seed=0,
+        )
+        for workers in (0, 2)
+    )
+    assert here.digest == there.digest
+    for file in sorted((tmp_path / "cache0").rglob("*.jsonl")):
+        twin = tmp_path / "cache2" / file.relative_to(tmp_path / "cache0")
+        assert twin.read_bytes() == file.read_bytes()
+    store = there.train["code"]
+    assert len(store.parts) == 3
+    np.testing.assert_array_equal(store.kept, np.arange(9000))
+    for item in (0, 4095, 4096, 8999, -1):
+        np.testing.assert_array_equal(store[item][0], here.train["code"][item][0])
+        assert store.id(item) == there.records("code", "train")[item].id
+
+
+def test_the_cache_is_shared_and_may_be_deleted(root, tmp_path):
+    cache = tmp_path / "cache"
+    options = config(root=str(root), tokenizer="bpe:280", cache=str(cache))
+    first = prepare(options, tmp_path / "one", seed=0)
+    files = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    # Another run, and another place with the same content: nothing is made again.
+    shutil.copytree(root, tmp_path / "elsewhere" / "raw")
+    options.root = str(tmp_path / "elsewhere" / "raw")
+    assert prepare(options, tmp_path / "two", seed=0).digest == first.digest
+    after = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
+        p: t for p, t in files.items() if p.name != ".lock"
+    }
+    options.root = str(root)
+    shutil.rmtree(cache)
+    again = prepare(options, tmp_path / "one", seed=0)
+    assert again.digest == first.digest
+    np.testing.assert_array_equal(again.train["a"][3][0], again.train["a"][3][0])
+    shutil.rmtree(cache)
+    with (root / "a" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "new", "response": "new"}) + "\n")
+    with pytest.raises(UserError, match=r"no longer has this run's data, and its sources have"):
+        prepare(options, tmp_path / "one", seed=0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"overlong": "drop"}, {"row_length": 99}, {"tokenizer": "bpe:270"}]
+)
+def test_what_decides_tokens_is_made_apart(root, tmp_path, changed):
+    cache = str(tmp_path / "cache")
+    prepare(config(root=str(root), cache=cache), tmp_path / "one", seed=0)
+    before = set((tmp_path / "cache" / "tokens").iterdir())
+    prepare(config(root=str(root), cache=cache, **changed), tmp_path / "two", seed=0)
+    assert len(set((tmp_path / "cache" / "tokens").iterdir()) - before) == 2
+    assert len(list((tmp_path / "cache" / "records").iterdir())) == 2
+
+
+def test_long_conversations_are_cut_or_left_out(root, tmp_path):
+    cut = prepare(config(root=str(root), row_length=30), tmp_path / "cut", seed=0)
+    left = prepare(
+        config(root=str(root), row_length=30, overlong="drop"), tmp_path / "left", seed=0
+    )
+    assert cut.left_out["a"]["truncated"] == left.left_out["a"]["dropped"] > 0
+    assert (cut.left_out["a"]["dropped"], left.left_out["a"]["truncated"]) == (0, 0)
+    assert len(left.train["a"]) < len(cut.train["a"])
+    assert max(left.train["a"].lengths) <= 31
+    assert left.left_out["b"] == cut.left_out["b"]
+
+
+def test_texts_are_cut_into_pieces_that_lose_nothing(tmp_path):
+    (tmp_path / "raw" / "t").mkdir(parents=True)
+    texts = ["x" * n for n in (1, 15, 16, 17, 40)] + ["<|end|>" + "y" * 20, "é" * 9]
+    for part, mark in (("train", ""), ("reference", "r"), ("test", "s")):
+        lines = [json.dumps({"text": mark + text}) + "\n" for text in texts]
+        (tmp_path / "raw" / "t" / f"{part}.jsonl").write_text("".join(lines))
+    data = prepare(config(root=str(tmp_path / "raw"), row_length=16), tmp_path / "data", seed=0)
+    store, records = data.train["t"], data.records("t", "train")
+    assert data.left_out["t"] == dict.fromkeys(
+        ("overlapping", "truncated", "dropped", "unsupervised"), 0
+    )
+    assert store.lengths.max() == 17
+    np.testing.assert_array_equal(store.supervised, store.lengths - 1)
+    whole = {}
+    for item, (record, (tokens, mask)) in enumerate(zip(records, store, strict=True)):
+        assert mask.all()
+        assert store.id(item) == record.id
+        begun = whole.setdefault(record.text, [])
+        assert begun[-1:] == ([tokens[0]] if begun else [])
+        begun += tokens.tolist() if not begun else tokens[1:].tolist()
+    assert list(whole) == texts
+    end = data.tokenizer.eos_token_id
+    for text, tokens in whole.items():
+        assert tokens.pop() == end
+        assert end not in tokens
+        assert data.tokenizer.decode(tokens) == text
+
+
+def test_a_text_begins_as_the_tokenizer_says(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    from ideal_jax.data.records import Record
+    from ideal_jax.data.tokenizers import byte_tokenizer
+    from ideal_jax.data.tokenizing import tokenized
+
+    tokenizer = byte_tokenizer()
+    text = [Record("1", [], "f:1", "ab")]
+    assert len(next(tokenized(text, tokenizer)).tokens) == 3
+    tokenizer.bos_token = "<|user|>"
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", begin)]
+    )
+    tokens = next(tokenized(text, tokenizer)).tokens.tolist()
+    assert (tokens[0], len(tokens), tokens[-1]) == (begin, 4, tokenizer.eos_token_id)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="has no eos_token"):
+        list(tokenized(text, tokenizer))
+
+
+PROGRAM = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from test_prepare import MANY, config, prepare
+def told(name, done, total):
+    print(name, done, total, flush=True)
+try:
+    prepare(config(synthetic=MANY, workers=2, cache={cache!r}), {data!r}, 0, told)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_outlives_an_interrupted_preparation(tmp_path, sent):
+    cache = tmp_path / "cache"
+    program = PROGRAM.format(
+        tests=os.path.dirname(__file__), cache=str(cache), data=str(tmp_path / "data")
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in child.stdout:
+        if line.startswith("tokenize 0 "):
+            break
+    workers = _children(child.pid)
+    deadline = time.monotonic() + 30
+    while len(workers) < 2 and time.monotonic() < deadline:
+        workers = _children(child.pid)
+    assert len(workers) == 2
+    os.killpg(child.pid, sent)
+    out, error = child.communicate(timeout=30)
+    assert error == ""
+    assert ("interrupted" in out) == (sent == signal.SIGINT)
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))
+    options = config(synthetic=MANY, workers=2, cache=str(cache))
+    data = prepare(options, tmp_path / "data", seed=0)
+    assert len(data.train["trust"]) == 9000
+    assert not list(cache.rglob(".scratch*"))
+
+
+def _children(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
