@@ -281,7 +281,7 @@ def mixed(tmp_path, tfds_folder):
 
 def test_all_kinds_in_one_config(mixed, tmp_path):
     found = config_lib.load(mixed)
-    found.data.update(test_examples=4, cache=str(tmp_path / "cache"))
+    found.data.update(tokenizer="byte", test_examples=4, cache=str(tmp_path / "cache"))
     data = prepare(found.data, tmp_path / "data", seed=0)
     assert data.names == ("base", "hub", "lines", "table", "tf")
     assert [len(data.train[name]) for name in data.names[1:]] == [8, 8, 12, 8]
