@@ -42,7 +42,7 @@ def test_packed_rows_change_no_loss_no_gradient_and_no_score(store, reduction):
             lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value")
         )
         tangents = jax.tree.map(lambda x: x[None], random_signs(params, jax.random.key(2)))
-        rows, gradients = [], []
+        rows, gradients, losses = [], [], []
         for batches in (single, packed):
             sample = Sample(batches, len(items))
             scored = example_scores(problem.example_loss, params, tangents, sample)
@@ -51,6 +51,9 @@ def test_packed_rows_change_no_loss_no_gradient_and_no_score(store, reduction):
             assert np.all(scored.weights[~real] == 0)
             rows.append((scored.scores[0, order], scored.weights[order]))
             gradients.append(mean_gradient(problem.example_loss, params, sample))
+            found = [problem.example_loss(params, batch)[0].reshape(-1) for batch in batches]
+            losses.append(np.concatenate(found)[order])
+    np.testing.assert_allclose(*losses, rtol=1e-7)
     for one, other in zip(*rows, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
     assert gradients[0].loss == pytest.approx(gradients[1].loss, rel=1e-7)
