@@ -1,13 +1,14 @@
 """Conversations to packed rows: `ideal_jax.data` against `datasets.map` and TRL's packing.
 
-    python benchmarks/packing.py [--examples=100000] [--processes=2] [--memory=25000,100000,200000]
+    python benchmarks/packing.py [--examples=100000] [--processes=2] [--repeats=3]
+        [--memory=25000,100000,200000]
 
 Needs `pip install trl`. Both sides read the same JSONL with the same byte-level BPE tokenizer and
 chat template, compute the mask of what the assistant says, keep the result on disk and pack it into
-rows of the same length, in windows of 1000 examples. Each runs in a process of its own, begins with
-empty caches and may use as many processes. `datasets.map` gets batches of 1000, which is its faster
-way. Ours also drops train prompts that are in the reference set, and reads every packed row once,
-as training does: TRL's rows are written to disk, ours are found by index.
+rows of the same length, in windows of 1000 examples. Each runs in a process of its own, in turn,
+begins with empty caches and may use as many processes. `datasets.map` gets batches of 1000, which
+is its faster way. Ours also drops train prompts that are in the reference set, and reads every
+packed row once, as training does: TRL's rows are written to disk, ours are found by index.
 """
 
 import argparse
@@ -143,6 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", default="25000,100000,200000")
     for name in ("side", "raw", "tokenizer", "work"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -162,11 +164,14 @@ def main():
         write_conversations(raw / "talk" / "reference.jsonl", 2000, seed=1)
         train_tokenizer(raw, tokenizer)
         write_conversations(raw / "talk" / "train.jsonl", given.examples, seed=0)
-        sides = {side: measured(side, raw, tokenizer, given.processes) for side in ("ours", "peer")}
-        for side, found in sides.items():
-            show(side, found)
-        speed = {side: found["examples"] / found["seconds"] for side, found in sides.items()}
-        print(f"ours / peer: {speed['ours'] / speed['peer']:.2f}", flush=True)
+        speeds = {"ours": [], "peer": []}
+        for _ in range(given.repeats):
+            for side, speed in speeds.items():
+                found = measured(side, raw, tokenizer, given.processes)
+                show(side, found)
+                speed.append(found["examples"] / found["seconds"])
+        ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
+        print(f"ours / peer: {', '.join(f'{ratio:.2f}' for ratio in ratios)}", flush=True)
         for count in filter(None, given.memory.split(",")):
             write_conversations(raw / "talk" / "train.jsonl", int(count), seed=0)
             show("ours", measured("ours", raw, tokenizer, given.processes))
