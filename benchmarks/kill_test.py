@@ -69,7 +69,9 @@ class Run:
         self.workdir = workdir
         self.log = workdir.with_suffix(".log")
         self._command = [sys.executable, "-m", "ideal_jax", "run"]
-        self._command += [*config, f"--workdir={workdir}"]
+        # A shared cache would spare all but the first run the preparation of the data.
+        cache = f"--config.data.cache={workdir.with_suffix('.cache')}"
+        self._command += [*config, cache, f"--workdir={workdir}"]
 
     def start(self, delay: float | None = None, kind: int = signal.SIGKILL) -> tuple[int, float]:
         """(exit status, seconds from the signal, or the start, to the end)."""

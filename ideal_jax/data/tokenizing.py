@@ -151,8 +151,10 @@ def _starts(records: Sequence[Record]) -> dict[str, int]:
 
 def _workers(wanted: int, examples: int) -> int:
     """A process takes seconds to start: it is worth while for full chunks only."""
-    processors = len(os.sched_getaffinity(0)) if wanted < 0 else wanted
-    useful = min(processors, examples // _CHUNK)
+    if wanted < 0:
+        known = hasattr(os, "sched_getaffinity")  # not on macOS
+        wanted = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    useful = min(wanted, examples // _CHUNK)
     return useful if useful > 1 else 0
 
 

@@ -45,6 +45,7 @@ def compiled(tmp_path_factory):
 class Runs:
     """The command on the smallest config, in this process or in one of its own."""
 
+    config = CONFIG
     outcome = staticmethod(kill_test.outcome)
     differences = staticmethod(kill_test.differences)
 
