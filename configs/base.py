@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     d.sources = ConfigDict()  # [result] further domains, from anywhere: see docs/data.md
     d.domains = ""  # [result] comma-separated domains, in order; empty: all of them
     d.tokenizer = "auto"  # [result] model.init's, else "byte"; "bpe:<size>", trained here; a folder
+    d.supervise = "all"  # [result] learn from "all" assistant turns, or the "last" one only
     d.row_length = 64  # [result] T, tokens in a training row
     d.overlong = "truncate"  # [result] what becomes of longer conversations, or "drop"
     d.max_segments = 8  # [result] S, examples packed into one row at most

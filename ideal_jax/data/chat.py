@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ _FIXED = {"date_string": "26 Jul 2024"}
 # Unicode noncharacters: never part of interchanged text.
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
+Supervise = Literal["all", "last"]  # which assistant turns
+
 
 class Rendered(NamedTuple):
     """tokens int32[T] of a conversation; mask bool[T], True on what the assistant says."""
@@ -26,15 +28,18 @@ class Rendered(NamedTuple):
     mask: np.ndarray
 
 
-def render(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> Rendered:
+def render(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], supervise: Supervise = "all"
+) -> Rendered:
     """Tokens and assistant mask (end of turn included) of one conversation."""
-    return render_all(tokenizer, [messages], ["messages"])[0]
+    return render_all(tokenizer, [messages], ["messages"], supervise)[0]
 
 
 def render_all(
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Message]],
     where: Sequence[str],
+    supervise: Supervise = "all",
 ) -> list[Rendered]:
     """`render` for many conversations at once, which is faster.
 
@@ -44,13 +49,14 @@ def render_all(
 
     Args:
       where: what to call each conversation in an error message.
+      supervise: "all" assistant turns, or the "last" one only.
     """
     chat = _Chat(tokenizer)
     texts, spans = [], []
     for messages, name in zip(conversations, where, strict=True):
         if all(message["role"] != "assistant" for message in messages):
             raise UserError(f"{name}: has no assistant turn, so there is nothing to learn")
-        text, said = chat.text_and_spans(messages, name)
+        text, said = chat.text_and_spans(messages, name, supervise)
         texts.append(text)
         spans.append(said)
     rendered = []
@@ -140,18 +146,40 @@ class _Chat:
         return _Marked(rendered, mark)
 
     def text_and_spans(
-        self, messages: Sequence[Message], where: str
+        self, messages: Sequence[Message], where: str, supervise: Supervise
     ) -> tuple[_Marked, list[tuple[int, int]]]:
-        """The conversation as text, and the character ranges that the assistant says."""
+        """The conversation as text, and the character ranges to learn from the assistant."""
         messages, mark = self._mark(messages)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if _GENERATION.search(self.template):
             text, spans = self._render(messages, where, return_assistant_tokens_mask=True)
+            if supervise == "last" and len(turns) > 1:
+                # A turn may have several blocks, so those of the turns before are counted.
+                before = messages[: turns[-1]]
+                _, earlier = self._render(before, where, return_assistant_tokens_mask=True)
+                spans = spans[len(earlier) :]
         else:
             text, _ = self._render(messages, where)
-            spans = _spans_by_prefix(
-                text, messages, lambda m, **kw: self._render(m, where, **kw)[0], where
-            )
+            spans = [
+                self._span_by_prefix(text, messages[: i + 1], where)
+                for i in (turns if supervise == "all" else turns[-1:])
+            ]
         return _Marked(text, mark), spans
+
+    def _span_by_prefix(
+        self, text: str, messages: Sequence[Message], where: str
+    ) -> tuple[int, int]:
+        """What the last of ``messages``, an assistant turn, adds to the text that asks for it."""
+        asked, _ = self._render(messages[:-1], where, add_generation_prompt=True)
+        # A line break between turns is the template's, not the assistant's.
+        answered = self._render(messages, where)[0].rstrip()
+        if not (answered.startswith(asked) and text.startswith(answered)):
+            raise UserError(
+                f"{where}: the chat template rewrites earlier turns as the conversation grows, so "
+                "the assistant's tokens can not be found; add {% generation %} tags to the "
+                "template, or try data.supervise=last"
+            )
+        return len(asked), len(answered)
 
     def encode(self, texts: Sequence[_Marked]) -> list[_Encoded]:
         """Tokens of each text; what is marked is tokenized as mere text."""
@@ -212,23 +240,3 @@ class _Chat:
                 f"{where}: the chat template refuses this conversation: {error}"
             ) from error
         return texts[0], spans[0] if spans else []
-
-
-def _spans_by_prefix(
-    text: str, messages: Sequence[Message], render: Callable[..., str], where: str
-) -> list[tuple[int, int]]:
-    """What each assistant turn adds to the text that asks for it."""
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        asked = render(messages[:i], add_generation_prompt=True)
-        # A line break between turns is the template's, not the assistant's.
-        answered = render(messages[: i + 1]).rstrip()
-        if not (answered.startswith(asked) and text.startswith(answered)):
-            raise UserError(
-                f"{where}: the chat template rewrites earlier turns as the conversation grows, so "
-                "the assistant's tokens can not be found; add {% generation %} tags to the template"
-            )
-        spans.append((len(asked), len(answered)))
-    return spans

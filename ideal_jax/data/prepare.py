@@ -124,6 +124,7 @@ def _check(config: Any) -> None:
         if getattr(config, key) < smallest:
             raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
     config_lib.choice("data.overlong", config.overlong, ("truncate", "drop"))
+    config_lib.choice("data.supervise", config.supervise, ("all", "last"))
     if not is_built_in(config):
         return
     for key in ("reference", "test"):
@@ -134,7 +135,7 @@ def _check(config: Any) -> None:
 
 
 def _claim(folder: Path, config: Any, seed: int) -> None:
-    keys = ["root", "domains", "tokenizer", "row_length", "overlong", "test_examples"]
+    keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong", "test_examples"]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
     settings |= dict(config_lib.flatten(config.sources, "data.sources."))
     if is_built_in(config):
@@ -168,13 +169,14 @@ def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress)
         told(0)
         collected[name] = collect(domain, config.test_examples, cache, told)
     tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress)
-    decides = [digest(tokenizer), config.row_length, config.overlong]
+    decides = [digest(tokenizer), config.supervise, config.row_length, config.overlong]
     entries = {
         name: entry(cache, "tokens", [sets.path.name, *decides]) for name, sets in collected.items()
     }
     tokenize(
         {entries[name]: sets for name, sets in collected.items()},
         folder / "tokenizer",
+        config.supervise,
         config.row_length + 1,
         config.overlong,
         config.workers,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ideal_jax.data.chat import render_all
+from ideal_jax.data.chat import Supervise, render_all
 from ideal_jax.data.collect import SPLITS, Collected, Records
 from ideal_jax.data.records import Record
 from ideal_jax.data.store import Example, Overlong, TokenStore
@@ -37,6 +37,7 @@ class _Chunk(NamedTuple):
     records: Records
     first: int
     tokenizer: Path
+    supervise: Supervise
     longest: int
     overlong: Overlong
 
@@ -44,6 +45,7 @@ class _Chunk(NamedTuple):
 def tokenize(
     domains: Mapping[Path, Collected],
     tokenizer: Path,
+    supervise: Supervise,
     longest: int,
     overlong: Overlong,
     workers: int,
@@ -57,6 +59,7 @@ def tokenize(
     Args:
       domains: by their entry in the cache.
       tokenizer: its folder.
+      supervise: "all" assistant turns, or the "last" one only.
       longest: tokens of an example.
       overlong: what becomes of a longer conversation. Texts are cut into pieces.
       workers: processes; 0 tokenizes here, -1 is one per processor. Little work takes fewer.
@@ -87,7 +90,8 @@ def tokenize(
                     done += len(part)
                 else:
                     path = scratch[store.parent] / f"{store.name}-{name}"
-                    chunks.append(_Chunk(store, path, part, first, tokenizer, longest, overlong))
+                    how = tokenizer, supervise, longest, overlong
+                    chunks.append(_Chunk(store, path, part, first, *how))
         for chunk, _ in parallel(_write, chunks, _workers(workers, total - done)):
             os.replace(chunk.path, chunk.store / f"{chunk.first // _CHUNK:05d}")
             done += len(chunk.records)
@@ -99,6 +103,7 @@ def tokenize(
 def tokenized(
     records: Iterable[Record],
     tokenizer: "PreTrainedTokenizerFast",
+    supervise: Supervise = "all",
     overlong: Overlong = "truncate",
     first: int = 0,
 ) -> Iterator[Example]:
@@ -108,7 +113,8 @@ def tokenized(
         talks = [record for _, record in batch if record.text is None]
         texts = [record.text for _, record in batch if record.text is not None]
         where = [f"{record.where} (id {record.id})" for record in talks]
-        rendered = iter(render_all(tokenizer, [talk.messages for talk in talks], where))
+        messages = [talk.messages for talk in talks]
+        rendered = iter(render_all(tokenizer, messages, where, supervise))
         plain = _plain(tokenizer, texts)
         for number, record in batch:
             if record.text is None:
@@ -135,7 +141,8 @@ def _plain(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> Iterat
 
 
 def _write(chunk: _Chunk) -> None:
-    examples = tokenized(chunk.records, _loaded(chunk.tokenizer), chunk.overlong, chunk.first)
+    tokenizer, how = _loaded(chunk.tokenizer), (chunk.supervise, chunk.overlong, chunk.first)
+    examples = tokenized(chunk.records, tokenizer, *how)
     TokenStore.write(chunk.path, examples, chunk.longest)
 
 

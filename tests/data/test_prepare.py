@@ -22,6 +22,7 @@ def config(**changed):
         "root": "",
         "domains": "",
         "tokenizer": "byte",
+        "supervise": "all",
         "row_length": 64,
         "max_segments": 8,
         "window": 32,
@@ -92,6 +93,22 @@ def test_records_are_in_the_order_of_the_store(root, tmp_path, split):
             prompt = render_prompt(data.tokenizer, record.prompt)
             np.testing.assert_array_equal(tokens[: len(prompt)], prompt)
             assert record.answer.startswith(data.tokenizer.decode(tokens[mask])[:4])
+
+
+def test_only_the_last_turn_may_be_supervised(tmp_path):
+    turns = [("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dddd")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "raw" / "x").mkdir(parents=True)
+    for part, system in (("train", "one"), ("reference", "two")):
+        line = {"messages": [{"role": "system", "content": system}, *messages]}
+        (tmp_path / "raw" / "x" / f"{part}.jsonl").write_text(json.dumps(line) + "\n")
+    options = {"root": str(tmp_path / "raw"), "test_examples": 0}
+    both = prepare(config(**options), tmp_path / "all", seed=0)
+    last = prepare(config(**options, supervise="last"), tmp_path / "last", seed=0)
+    assert both.train["x"].supervised.tolist() == [len("bb") + 1 + len("dddd") + 1]
+    assert last.train["x"].supervised.tolist() == [len("dddd") + 1]
+    with pytest.raises(UserError, match=r'data.supervise: "last" -> "all"'):
+        prepare(config(**options), tmp_path / "last", seed=0)
 
 
 def test_trained_and_local_tokenizers(root, tmp_path):
@@ -175,6 +192,7 @@ def test_a_mended_mistake_needs_no_new_folder(root, tmp_path):
     [
         ({"root": "/no/such"}, "data.root /no/such does not exist"),
         ({"domains": "maths"}, r"did you mean math\?"),
+        ({"supervise": "first"}, "data.supervise='first' is not one of all, last"),
         ({"row_length": 0}, "data.row_length=0: must be at least 1"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2"}}, "2 values for 5 domains"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2,3,4,0"}}, "at least one example"),
