@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     d.supervise = "all"  # [result] learn from "all" assistant turns, or the "last" one only
     d.row_length = 64  # [result] T, tokens in a training row
     d.overlong = "truncate"  # [result] what becomes of longer conversations, or "drop"
+    d.benchmarks = ""  # [runtime] comma-separated files or folders that train should not leak
+    d.decontaminate = False  # [result] leave train examples out that share text with benchmarks
     d.max_segments = 8  # [result] S, examples packed into one row at most
     d.window = 256  # [result] examples looked at together when packing
     d.test_examples = 256  # [result] per domain, cut from train where there is no test file

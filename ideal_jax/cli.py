@@ -24,6 +24,7 @@ usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [-
   run        decide the mixture, train the balanced model, evaluate every round, write the report
   influence  measure at the model in --config.model.init what more of each domain would do
   verify     train again with one domain moved and compare with what influence predicts
+  data       validate and count the data, find duplicates and leaks; --show=N prints examples
   export     write the best round's model as a Hugging Face folder (run has done so)
   report     rebuild report.html from the files of a work directory (needs only --workdir)
 
@@ -85,6 +86,22 @@ def _with_config(name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _data(arguments: list[str]) -> int:
+    pairs = list(_pairs(arguments))
+    show = dict(pairs).get("show", "0")
+    if not show.isdecimal():
+        raise UserError(f"--show={show}: expected how many examples of each domain to print")
+    rest = [f"--{name}={value}" for name, value in pairs if name != "show"]
+    config, workdir = parse(rest, needs_config=True)
+    import jax
+
+    from ideal_jax import runs
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy and is not needed
+    runs.data_run(config, workdir, show=int(show))
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     _, workdir = parse(arguments, needs_config=False)
     from ideal_jax.report import write_report
@@ -98,6 +115,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "influence": functools.partial(_with_config, "influence"),
     "verify": functools.partial(_with_config, "verify"),
     "export": functools.partial(_with_config, "export"),
+    "data": _data,
     "report": _report,
 }
 

@@ -18,6 +18,7 @@ from ideal_jax.errors import UserError
 # decide the result. ``configs/base.py`` marks every key; a test keeps the marks and this in step.
 RUNTIME = frozenset(
     {
+        "data.benchmarks",
         "data.cache",
         "data.prefetch",
         "data.workers",

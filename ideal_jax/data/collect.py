@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import entry
+from ideal_jax.data.overlap import examples
 from ideal_jax.data.records import Record, label
 from ideal_jax.data.sources import Domain, Source, read_domain
 from ideal_jax.data.splits import prompt_key, split
@@ -54,9 +56,10 @@ class Records(Sequence[Record]):
 
 
 class Collected(NamedTuple):
-    """The sets of one domain; ``overlapping`` train examples were left out.
+    """The sets of one domain.
 
-    ``path`` is their entry in the cache, and stands for their content.
+    ``path`` is their entry in the cache, and stands for their content. Left out of train were
+    ``overlapping`` examples, whose prompt is in another set, and ``contaminated`` ones.
     """
 
     path: Path
@@ -64,11 +67,13 @@ class Collected(NamedTuple):
     reference: Records
     test: Records
     overlapping: int
+    contaminated: int
 
 
 def collect(
     domain: Domain,
     test_examples: int,
+    benchmarks: Benchmarks | None,
     cache: Path,
     progress: Callable[[int], None],
 ) -> Collected:
@@ -77,6 +82,7 @@ def collect(
     Args:
       domain: its sources.
       test_examples: what to cut from train if it has no test set.
+      benchmarks: train examples that share text with them are left out.
       cache: the cache's folder. Processes take turns.
       progress: is told how many examples were read.
 
@@ -89,10 +95,11 @@ def collect(
         part: (rows.digest(), list(map(label, rows.names)), parts[part].form, parts[part].fields)
         for part, rows in opened.items()
     }
-    path = entry(cache, "records", [content, None if domain.test else test_examples])
+    cut = None if domain.test else test_examples
+    path = entry(cache, "records", [content, cut, benchmarks.digest() if benchmarks else None])
     with one_at_a_time(path):
         if not is_collected(path):
-            _write(path, parts, test_examples, progress)
+            _write(path, parts, test_examples, benchmarks, progress)
     # The content is the same wherever the files lie; errors name where they lie now.
     names = {part: rows.names[0] for part, rows in opened.items()}
     return open_collected(path, {p: name.removesuffix(label(name)) for p, name in names.items()})
@@ -115,11 +122,16 @@ def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collec
         for part in SPLITS:
             file = "train" if part == "test" and index["held_out"] else part
             sets[part] = Records(path / f"{file}.jsonl", index[part], prefixes.get(file, ""))
-        return Collected(path, **sets, overlapping=int(index["overlapping"]))
+        overlapping, contaminated = int(index["overlapping"]), int(index["contaminated"])
+        return Collected(path, **sets, overlapping=overlapping, contaminated=contaminated)
 
 
 def _write(
-    path: Path, parts: Mapping[str, Source], test_examples: int, progress: Callable[[int], None]
+    path: Path,
+    parts: Mapping[str, Source],
+    test_examples: int,
+    benchmarks: Benchmarks | None,
+    progress: Callable[[int], None],
 ) -> None:
     offsets, keys = {}, {}
     for part, source in parts.items():
@@ -127,20 +139,26 @@ def _write(
             offsets[part], keys[part] = _copy(source, partial, progress)
     sets = split(keys["train"], keys["reference"], keys.get("test"), test_examples)
     test = offsets.get("test", offsets["train"][sets.test])
-    if not len(sets.train):
+    train, contaminated = offsets["train"][sets.train], 0
+    if benchmarks:
+        records = _told(Records(path / "train.jsonl", train, ""), progress)
+        leaks = benchmarks.contaminated(examples(records))
+        train, contaminated = np.delete(train, leaks), len(leaks)
+    if not len(train):
         raise UserError(
             f"{parts['train'].spec}: no example is left to train on after the test set "
-            f"({len(test)}) and prompts of the reference set are taken out; "
-            "lower data.test_examples or add examples"
+            f"({len(test)}), prompts of the reference set and {contaminated} contaminated examples "
+            "are taken out; lower data.test_examples or add examples"
         )
     with landing(path / _INDEX) as partial, partial.open("wb") as file:
         np.savez(
             file,
-            train=offsets["train"][sets.train],
+            train=train,
             reference=offsets["reference"],
             test=test,
             held_out="test" not in parts,
             overlapping=sets.overlapping,
+            contaminated=contaminated,
         )
 
 
@@ -159,3 +177,10 @@ def _copy(
                 progress(len(keys))
     progress(len(keys))
     return np.array(offsets, np.int64), np.array(keys, np.uint64)
+
+
+def _told(records: Records, progress: Callable[[int], None]) -> Iterator[Record]:
+    for number, record in enumerate(records):
+        if number % _TOLD == 0:
+            progress(number)
+        yield record

@@ -39,7 +39,7 @@ def duplicates(
     """Find the duplicates among the texts that ``read()`` gives, the same at each call.
 
     Near duplicates share at least `JACCARD` of all their different `WORDS` normalised words in a
-    row (of a shorter text: of all it has). Candidates are found by MinHash with banding (Broder
+    row; a text of fewer words has none. Candidates are found by MinHash with banding (Broder
     1997; Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, chapter 3) and then compared
     exactly. Memory: 208 bytes per text, and the n-grams of those that have a candidate.
 
@@ -76,12 +76,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 def _shingles(text: str) -> np.ndarray:
     """uint64[]: the different n-grams of a text."""
-    said = hashed(words(text))
-    return np.unique(grams(said, min(WORDS, len(said)))) if len(said) else said
+    return np.unique(grams(hashed(words(text)), WORDS))
 
 
 def _bands(shingles: np.ndarray, number: int) -> np.ndarray:
-    """uint64[bands]; equal ones make two texts candidates. A text without words has no equal."""
+    """uint64[bands]; equal ones make two texts candidates. A text without n-grams has none."""
     if not len(shingles):
         return np.full(_BANDS, number, np.uint64)
     smallest = (shingles[:, None] * _A + _B).min(axis=0).reshape(_BANDS, _ROWS)

@@ -6,7 +6,7 @@ Texts are compared as words (`words`), so case, punctuation and layout do not ma
     13 words or more   any 13 words in a row that are also in a row in an example
     8 to 12 words      all of them in a row, anywhere in an example
     4 to 7 words       they are all that a turn of the example says
-    fewer              the same, but only if the item has no longer text
+    2 or 3 words       the same, but only if the item has no longer text
 
 Words in a row are no evidence if fewer than half of them are different words with a letter (rows of
 numbers, ``a a a``), nor if more than 10 items have them: that is a benchmark's own template. Hashes
@@ -74,15 +74,14 @@ class Index:
 
     Args:
       items: read once.
-      shortest: texts of fewer words do not count beside longer ones.
     """
 
-    def __init__(self, items: Iterable[Item], shortest: int = SHORTEST):
+    def __init__(self, items: Iterable[Item]):
         self.where: list[str] = []
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, item in enumerate(items):
             self.where.append(item.where)
-            for n, hashes in _item_grams(item.texts, shortest):
+            for n, hashes in _item_grams(item.texts):
                 found.setdefault(n, []).append((hashes, number))
         self._sizes = np.zeros(len(self.where), np.int64)
         self._tables: dict[int, _Table] = {}
@@ -131,12 +130,17 @@ def record_texts(record: Record) -> list[str]:
     return [turn["content"] for turn in record.messages] or [record.text or ""]
 
 
-def _item_grams(texts: Sequence[str], shortest: int) -> Iterator[tuple[int, np.ndarray]]:
+def examples(records: Iterable[Record]) -> Iterator[Example]:
+    """Records as what `Index.hits` looks at."""
+    return ((record.where, record_texts(record)) for record in records)
+
+
+def _item_grams(texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
     """(n, uint64[]) of every text of an item that counts."""
     said = [words(text) for text in texts]
-    least = min(shortest, max(map(len, said), default=0))
+    least = max(2, min(SHORTEST, max(map(len, said), default=0)))
     for text in said:
-        if not text or len(text) < least:
+        if len(text) < least:
             continue
         n = min(len(text), LONGEST)
         telling = [_is_telling(text[k : k + n]) for k in range(len(text) - n + 1)]

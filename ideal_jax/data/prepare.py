@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 from ideal_jax import config as config_lib
 from ideal_jax.data import synthetic
+from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import cache_folder, entry
 from ideal_jax.data.collect import SPLITS, Collected, Records, collect, is_collected, open_collected
+from ideal_jax.data.overlap import record_texts
 from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
 from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, train_bpe
@@ -58,8 +60,8 @@ class Dataset:
       train, reference, test: a store per name.
       digest: SHA-256 of the tokenizer and all stores.
       left_out: per name, counts of examples left out or cut: "overlapping" (train prompts that
-        are in the reference or test set), "truncated", "dropped" (too long), "unsupervised" (cut
-        before the answer).
+        are in the reference or test set), "contaminated" (of train, by a benchmark), "truncated",
+        "dropped" (too long), "unsupervised" (cut before the answer).
       collected: per name, the examples behind the stores.
     """
 
@@ -125,6 +127,8 @@ def _check(config: Any) -> None:
             raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
     config_lib.choice("data.overlong", config.overlong, ("truncate", "drop"))
     config_lib.choice("data.supervise", config.supervise, ("all", "last"))
+    if config.decontaminate and not config.benchmarks:
+        raise UserError("data.decontaminate needs data.benchmarks: files of what to leave out")
     if not is_built_in(config):
         return
     for key in ("reference", "test"):
@@ -137,6 +141,7 @@ def _check(config: Any) -> None:
 def _claim(folder: Path, config: Any, seed: int) -> None:
     keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong", "test_examples"]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
+    settings["data.decontaminate"] = config.benchmarks if config.decontaminate else False
     settings |= dict(config_lib.flatten(config.sources, "data.sources."))
     if is_built_in(config):
         parts = ("counts", "noise", "reference", "test")
@@ -161,13 +166,14 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
 def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress) -> dict[str, Any]:
     """Whatever is missing; what goes into ``dataset.json``."""
     collected: dict[str, Collected] = {}
+    benchmarks = Benchmarks(config.benchmarks) if config.decontaminate else None
     for name, domain in _domains(config, folder, seed).items():
 
         def told(done: int, label: str = f"read {name}") -> None:
             progress(label, done, None)
 
         told(0)
-        collected[name] = collect(domain, config.test_examples, cache, told)
+        collected[name] = collect(domain, config.test_examples, benchmarks, cache, told)
     tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress)
     decides = [digest(tokenizer), config.supervise, config.row_length, config.overlong]
     entries = {
@@ -251,7 +257,7 @@ def _trained(size: int, cache: Path, collected: Mapping[str, Collected]) -> Path
 def _train_texts(collected: Iterable[Collected]) -> Iterator[str]:
     for sets in collected:
         for record in sets.train:
-            yield from [m["content"] for m in record.messages] or [record.text or ""]
+            yield from record_texts(record)
 
 
 def _check_answers(
@@ -279,7 +285,9 @@ def _summary(
             store = TokenStore.open(path / part)
             counts = {key: count + getattr(store, key) for key, count in counts.items()}
             sha.update(f"{name}/{part}:{store.digest};".encode())
-        left_out[name] = {"overlapping": collected[name].overlapping, **counts}
+        sets = collected[name]
+        dropped = {"overlapping": sets.overlapping, "contaminated": sets.contaminated}
+        left_out[name] = {**dropped, **counts}
     return {"digest": sha.hexdigest(), "left_out": left_out}
 
 

@@ -169,16 +169,16 @@ def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
         def progress(name: str, done: int, total: int | None) -> None:
             advance(done, total, name)
 
-        section = _with_tokenizer(config)
+        section = data_section(config)
         if processes.is_writer():
             data = prepare(section, target, config.seed, progress=progress)
         processes.barrier("data")
         data = data if processes.is_writer() else prepare(section, target, config.seed)
-    _tell_left_out(data, reporter)
+    tell_left_out(data, reporter)
     return data
 
 
-def _with_tokenizer(config: Any) -> Any:
+def data_section(config: Any) -> Any:
     """The ``data`` section, with the name of the tokenizer that "auto" means."""
     section = config.data.copy_and_resolve_references()
     if section.tokenizer == "auto":
@@ -187,7 +187,8 @@ def _with_tokenizer(config: Any) -> Any:
     return section
 
 
-def _tell_left_out(data: Dataset, reporter: Reporter) -> None:
+def tell_left_out(data: Dataset, reporter: Reporter) -> None:
+    """Prints how many examples of each domain were left out or cut, and why."""
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:

@@ -75,8 +75,11 @@ class WorkDir:
         if "config.json" in found:
             bound_config(self.path)
             return
-        # The lock, and data/ behind it, are older than config.json: a first start may die between.
-        early = {".lock", "data", "config.json.partial"} if ".lock" in found else set()
+        # The lock, and data/ behind it, are older than config.json: `data` leaves no more, and a
+        # first start may die between.
+        early = (
+            {".lock", "data", "data_check", "config.json.partial"} if ".lock" in found else set()
+        )
         if found - early:
             raise UserError(
                 f"--workdir={self.path} holds {min(found - early)} but no config.json: not a work "

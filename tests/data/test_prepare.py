@@ -23,6 +23,8 @@ def config(**changed):
         "domains": "",
         "tokenizer": "byte",
         "supervise": "all",
+        "benchmarks": "",
+        "decontaminate": False,
         "row_length": 64,
         "max_segments": 8,
         "window": 32,
@@ -68,7 +70,7 @@ def test_own_data(root, tmp_path):
     assert data.names == ("a", "b")
     assert [len(data.train[name]) for name in "ab"] == [14, 14]
     assert [len(data.test[name]) for name in "ab"] == [5, 5]
-    none = {"truncated": 0, "dropped": 0, "unsupervised": 0}
+    none = {"contaminated": 0, "truncated": 0, "dropped": 0, "unsupervised": 0}
     assert data.left_out["a"] == {"overlapping": 1, **none}
     prompts = [
         {record.prompt[0]["content"] for record in data.records("a", split)} for split in SPLITS
@@ -109,6 +111,40 @@ def test_only_the_last_turn_may_be_supervised(tmp_path):
     assert last.train["x"].supervised.tolist() == [len("dddd") + 1]
     with pytest.raises(UserError, match=r'data.supervise: "last" -> "all"'):
         prepare(config(**options), tmp_path / "last", seed=0)
+
+
+def test_contaminated_train_examples_can_be_left_out(root, tmp_path):
+    leak = "seven words that a benchmark asks for"
+    with (root / "a" / "train.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps({"id": f"leak{i}", "prompt": f"{i}", "response": text}) + "\n"
+            for i, text in enumerate([leak, leak.upper() + "!", f"{leak} not"])
+        )
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text(json.dumps({"question": leak}) + "\n")
+    options = {"root": str(root), "test_examples": 0, "benchmarks": str(benchmark)}
+    data = prepare(config(**options), tmp_path / "with", seed=0)
+    clean = prepare(config(**options, decontaminate=True), tmp_path / "without", seed=0)
+    assert len(data.train["a"]) == 22
+    assert [data.left_out[name]["contaminated"] for name in "ab"] == [0, 0]
+    assert [clean.left_out[name]["contaminated"] for name in "ab"] == [2, 0]
+    ids, left = ([r.id for r in found.records("a", "train")] for found in (data, clean))
+    assert left == [i for i in ids if i not in ("leak0", "leak1")]
+    assert len(clean.train["a"]) == len(left)
+    assert clean.train["b"].digest == data.train["b"].digest
+    # Only what was left out binds a folder to its benchmarks.
+    benchmark.rename(tmp_path / "moved.jsonl")
+    options["benchmarks"] = str(tmp_path / "moved.jsonl")
+    assert prepare(config(**options), tmp_path / "with", seed=0).digest == data.digest
+    with pytest.raises(UserError, match=r"data.decontaminate: .*bench.jsonl.* -> .*moved.jsonl"):
+        prepare(config(**options, decontaminate=True), tmp_path / "without", seed=0)
+
+
+def test_when_everything_is_contaminated(root, tmp_path):
+    (tmp_path / "bench.jsonl").write_text("".join(f'{{"q": "Say {i}!"}}\n' for i in range(20)))
+    options = {"root": str(root), "benchmarks": str(tmp_path / "bench.jsonl")}
+    with pytest.raises(UserError, match=r"b/train.jsonl: no example is left .* 14 contaminated"):
+        prepare(config(**options, domains="b", decontaminate=True), tmp_path / "x", 0)
 
 
 def test_trained_and_local_tokenizers(root, tmp_path):
@@ -193,6 +229,8 @@ def test_a_mended_mistake_needs_no_new_folder(root, tmp_path):
         ({"root": "/no/such"}, "data.root /no/such does not exist"),
         ({"domains": "maths"}, r"did you mean math\?"),
         ({"supervise": "first"}, "data.supervise='first' is not one of all, last"),
+        ({"decontaminate": True}, r"data.decontaminate needs data.benchmarks"),
+        ({"benchmarks": "/no/such", "decontaminate": True}, "data.benchmarks: /no/such does not"),
         ({"row_length": 0}, "data.row_length=0: must be at least 1"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2"}}, "2 values for 5 domains"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2,3,4,0"}}, "at least one example"),
@@ -306,7 +344,7 @@ def test_texts_are_cut_into_pieces_that_lose_nothing(tmp_path):
     data = prepare(config(root=str(tmp_path / "raw"), row_length=16), tmp_path / "data", seed=0)
     store, records = data.train["t"], data.records("t", "train")
     assert data.left_out["t"] == dict.fromkeys(
-        ("overlapping", "truncated", "dropped", "unsupervised"), 0
+        ("overlapping", "contaminated", "truncated", "dropped", "unsupervised"), 0
     )
     assert store.lengths.max() == 17
     np.testing.assert_array_equal(store.supervised, store.lengths - 1)
