@@ -26,6 +26,8 @@ from ideal_jax.runs.workdir import WorkDir, write_json
 # A held-out prompt and a train prompt are often written with one template: a single n-gram in
 # common says nothing, half of all of them does.
 HELD_OUT_SHARE = 0.5
+# Below this share of a benchmark's item, most of what is shared is an idiom (docs/data_checks.md).
+CLEAR_SHARE = 0.1
 _BINS = 12  # of the histograms of lengths
 _TOLD = 512  # examples between two signs of progress
 
@@ -185,11 +187,17 @@ def _counted(data: Dataset, name: str, part: str) -> Row:
 
 
 def _totals(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
-    """How many pairs, and how many different examples in them, by the values of ``keys``."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    """How many pairs and different examples, by the values of ``keys``; "clear" are the examples
+    that have at least `CLEAR_SHARE` of an item."""
+    found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row["example"])
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return [
-        dict(zip(keys, group, strict=True)) | {"pairs": len(of), "examples": len(set(of))}
+        {
+            **dict(zip(keys, group, strict=True)),
+            "pairs": len(of),
+            "examples": len({row["example"] for row in of}),
+            "clear": len({row["example"] for row in of if row.get("share", 1) >= CLEAR_SHARE}),
+        }
         for group, of in found.items()
     ]

@@ -90,10 +90,12 @@ def _train(summary: dict[str, Any]) -> Table:
 
 
 def _contamination(summary: dict[str, Any]) -> Table:
-    table = _table("examples that share text with a benchmark", "set", "benchmark", "examples")
+    columns = ("benchmark", "examples", "10 % of an item")
+    table = _table("examples that share text with a benchmark", "set", *columns)
     for row in summary["contamination"]:
         where = f"{row['domain']}/{row['split']}"
-        table.add_row(escape(where), escape(row["benchmark"]), count(row["examples"]))
+        numbers = count(row["examples"]), count(row["clear"])
+        table.add_row(escape(where), escape(row["benchmark"]), *numbers)
     return table
 
 
