@@ -36,7 +36,7 @@ def print_check(console: Console, summary: dict[str, Any], pairs: Mapping[str, R
         if found:
             console.print(_contamination(summary))
         if clean:
-            console.print(f"no text in common with: {', '.join(clean)}", markup=False)
+            console.print(f"no text in common with: {', '.join(clean)}", soft_wrap=True)
         _print_pairs(console, "largest overlaps with benchmarks", pairs["contamination"])
     else:
         console.print("no benchmarks to compare with: set data.benchmarks")

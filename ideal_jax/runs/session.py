@@ -192,4 +192,5 @@ def tell_left_out(data: Dataset, reporter: Reporter) -> None:
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:
-            reporter.console.print(f"data: {name}: examples left out or cut: {told}")
+            line = f"data: {name}: examples left out or cut: {told}"
+            reporter.console.print(line, soft_wrap=True)
