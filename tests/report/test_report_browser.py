@@ -5,7 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from test_report_page import read, write_run
+from fake_run import write_run
+from test_report_page import read
 
 from ideal_jax.report import write_report
 
