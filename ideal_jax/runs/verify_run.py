@@ -3,8 +3,9 @@
 The truth is measured as influence defines it: the same base model, batches and steps, one domain's
 tokens counting 1 ± b in the loss (``verify.method=weights``) or one domain's examples resampled to
 (1 ± b) times as many at the same number of steps (``resample``, which brings the noise of another
-sample with it). The slope (Q₊ − Q₋) / 2b of every reference objective stands against A. Or, without
-any retraining, against the derivative of the run itself (``metagradient``).
+sample with it). The slope (Q₊ − Q₋) / 2b of every reference objective stands against A; how well
+its two sides, (Q₊ − Q) / b and (Q − Q₋) / b, agree tells what the truth is worth. Or, without any
+retraining, A stands against the derivative of the run itself (``metagradient``).
 """
 
 import math
@@ -136,16 +137,26 @@ def _order(
             predictions[estimator] = part
         if not changes and estimator == METAGRADIENT:
             truth["0"] = part["matrix"]
+    file = folder / "unmoved.json"
+    if changes and not processes.agree(file.exists()):
+        losses = reference_losses(session, trained.whole(session))
+        write_json(file, {"loss": losses.tolist(), "digest": trained.record["params_sha256"]})
+        processes.barrier(f"{name} unmoved")
+    sides = {}
     for change in changes:
-        slopes = []
-        for domain, column in zip(moved, columns, strict=True):
-            high, low = (
+        ends = [
+            [
                 _moved(session, plan, recipe, order, column, sign * change, folder, domain)
-                for sign in (1, -1)
-            )
-            slopes.append((high - low) / (2 * change))
-        truth[f"{change:g}"] = np.stack(slopes, axis=1).tolist()
-    return {"order": order, "truth": truth, "predictions": predictions}
+                for domain, column in zip(moved, columns, strict=True)
+            ]
+            for sign in (1, -1)
+        ]
+        high, low = (np.stack(losses, axis=1) for losses in ends)
+        middle = np.asarray(read_json(file)["loss"])[:, None]
+        truth[f"{change:g}"] = ((high - low) / (2 * change)).tolist()
+        up, down = (high - middle) / change, (middle - low) / change
+        sides[f"{change:g}"] = _finite(agreement(up, np.zeros_like(up), down).pearson)
+    return {"order": order, "truth": truth, "sides": sides, "predictions": predictions}
 
 
 def _moved(
@@ -237,6 +248,10 @@ def _print(record: dict[str, Any], report: pathlib.Path) -> None:
         table.add_row(row["estimator"], f"{row['change']:g}", *cells)
     console = Console(highlight=False)
     console.print(table)
+    for order in record["orders"]:
+        for change, pearson in order["sides"].items():
+            told = "–" if pearson is None else f"{pearson:.2f}"
+            console.print(f"the truth's own sides, +{change} and -{change}: Pearson {told}")
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -32,7 +32,7 @@ def test_slopes_are_those_of_the_two_trainings(verified):
     found = record(verified)
     folder = verified / "verify" / "round_00" / "order_0"
     assert (found["domains"], found["references"]) == (["math", "code"], ["math", "code"])
-    [order] = found["orders"]
+    [order], sides = found["orders"], []
     for j, domain in enumerate(found["domains"]):
         losses = [
             np.array(json.loads((folder / f"weights_{domain}{sign}0.1.json").read_text())["loss"])
@@ -41,6 +41,12 @@ def test_slopes_are_those_of_the_two_trainings(verified):
         slope = (losses[0] - losses[1]) / 0.2
         np.testing.assert_allclose(np.array(order["truth"]["0.1"])[:, j], slope)
         assert np.abs(slope).max() > 0
+        middle = np.array(json.loads((folder / "unmoved.json").read_text())["loss"])
+        sides.append(((losses[0] - middle) / 0.1, (middle - losses[1]) / 0.1))
+    # So short a run is nearly linear: both sides of the truth say the same.
+    up, down = np.transpose(sides, (1, 2, 0))
+    assert order["sides"]["0.1"] == pytest.approx(np.corrcoef(up.ravel(), down.ravel())[0, 1])
+    assert order["sides"]["0.1"] > 0.9
     # One domain more is the other less: to first order the slopes of the two are opposite.
     truth = np.array(order["truth"]["0.1"])
     assert np.abs(truth.sum(1)).max() < 0.2 * np.abs(truth).max()
