@@ -74,10 +74,8 @@ def test_mixing_removes_the_common_part():
     np.testing.assert_array_equal(mixing(shares, centred=False), -np.diag(shares))
 
 
-@pytest.mark.parametrize(
-    ("estimator", "repeats", "most"), [("identity", 200, 0.98), ("ekfac", 60, 0.99)]
-)
-def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator, repeats, most):
+@pytest.mark.parametrize("estimator", ["identity", "ekfac"])
+def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator):
     rng = np.random.default_rng(3)
     domains = [tiny.examples(n, seed=i, tilt=2 * i) for i, n in enumerate((500, 300, 200))]
     references = [tiny.examples(1000, seed=7 + i, tilt=i) for i in range(2)]
@@ -102,15 +100,15 @@ def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator, repeats
         )
 
     truth, _ = matrix(lambda d: len(d["ids"]), lambda r: len(r["ids"]))
-    found, notes = zip(*(matrix(lambda d: 100, lambda r: 100) for _ in range(repeats)), strict=True)
+    found, notes = zip(*(matrix(lambda d: 100, lambda r: 100) for _ in range(200)), strict=True)
     within = [np.abs(f.matrix - truth.matrix) <= 1.96 * f.stderr for f in found]
     within_alpha = [np.abs(f.alpha - truth.alpha) <= 1.96 * f.alpha_stderr for f in found]
-    assert 0.90 <= np.mean(within) <= most
-    assert 0.90 <= np.mean(within_alpha) <= most
+    assert 0.90 <= np.mean(within) <= 0.98
+    assert 0.90 <= np.mean(within_alpha) <= 0.98
     drawn = [
         (x.low <= truth.matrix) & (truth.matrix <= x.high) for x in (n.intervals for n in notes)
     ]
-    assert 0.88 <= np.mean(drawn) <= most
+    assert 0.88 <= np.mean(drawn) <= 0.98
     # Neither part alone is enough.
     for part in ("stderr_train", "stderr_reference"):
         alone = [np.abs(f.matrix - truth.matrix) <= 1.96 * getattr(f, part) for f in found]
