@@ -100,9 +100,10 @@ CONFIGS = {
 }
 
 
-def random_model(family, seed):
+def random_model(family, seed, vocab_size=VOCAB):
     """A torch model with weights, biases and norms far from their initial values."""
     config = CONFIGS[family](np.random.default_rng(seed))
+    config.vocab_size = vocab_size
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
