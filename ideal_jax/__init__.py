@@ -21,3 +21,8 @@ if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
     _flags = os.environ.get("XLA_FLAGS", "")
     if _YNN_FLAG not in _flags:
         os.environ["XLA_FLAGS"] = f"{_flags} {_YNN_FLAG}=".strip()
+
+# OpenBLAS decomposes matrices for XLA:CPU, and its threads spin beside XLA's own: five to ten times
+# the seconds for 1024-wide factors on two cores. Read when NumPy and SciPy load it; a value that is
+# already set stays, which a machine of many idle cores may want.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
