@@ -18,7 +18,7 @@ def relative(found, expected, prefix):
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """{(mesh, dtype): what the worker wrote}."""
+    """{(mesh, dtype): what the worker wrote, "folder": where it worked}."""
     folder = tmp_path_factory.mktemp("parity")
     found = {}
     for dtype, extra in (("float32", {}), ("float64", {"JAX_ENABLE_X64": "1"})):
@@ -34,7 +34,7 @@ def numbers(tmp_path_factory):
         finish(start(command("eight", "1,4,2", common), 8, extra))
         if dtype == "float32":  # what differs between processes does not depend on precision
             finish(*two_processes(command("processes", "1,2,2", common), extra))
-    return {key: np.load(path) for key, path in found.items()}
+    return {"folder": folder, **{key: np.load(path) for key, path in found.items()}}
 
 
 @pytest.mark.parametrize("name", ["eight", "processes"])
@@ -56,6 +56,16 @@ def test_influence_agrees(numbers, estimator, name, dtype, allowed):
     expected, found = numbers["one", dtype][estimator], numbers[name, dtype][estimator]
     assert np.abs(expected).max() > 0
     assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["eight", "processes"])
+def test_all_processes_together_write_the_same_export_and_read_it_into_shards(numbers, name):
+    folders = [numbers["folder"] / f"{n}_float32" / "hf" for n in ("one", name)]
+    expected, found = ({p.name: p.read_bytes() for p in f.iterdir()} for f in folders)
+    assert sum(file.endswith(".safetensors") for file in expected) > 2
+    assert found == expected
+    assert numbers[name, "float32"]["reread"] == numbers[name, "float32"]["digest"]
+    assert numbers[name, "float32"]["reread_in_shards"]
 
 
 def test_parameters_are_really_split(numbers):

@@ -2,7 +2,8 @@
 
     python worker.py WORKDIR OUT.npz MESH [PARAMS.npz] [KEY=VALUE …]      MESH = replica,fsdp,tensor
 
-Gradients at M_0, five steps, and influence at PARAMS (by default at the end of the five steps).
+Gradients at M_0, five steps, and at PARAMS (by default the end of the five steps) influence and a
+Hugging Face folder, written and read again.
 """
 
 import json
@@ -12,9 +13,10 @@ import sys
 import jax
 import numpy as np
 
-from ideal_jax import sharding, training
+from ideal_jax import sharding, training, trees
 from ideal_jax.config import load, override
 from ideal_jax.mixture import MixturePlan
+from ideal_jax.models import load_hf, save_hf
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
@@ -67,6 +69,18 @@ def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
             ],
         )
     trained = trained._replace(state=trained.state._replace(params=params))
+    exported = pathlib.Path(workdir) / "hf"
+    save_hf(exported, session.model, params, shard_bytes=20_000)
+    _, reread = load_hf(exported, mesh=session.mesh, dtype=config.model.param_dtype)
+    split = [
+        x.sharding == y.sharding
+        for x, y in zip(*map(jax.tree.leaves, (params, reread)), strict=True)
+    ]
+    found["reread_in_shards"] = np.asarray(all(split))
+    for name, tree in (("reread", reread), ("digest", params)):
+        whole = sharding.fetch(tree)  # a file has no padding of the vocabulary
+        known = whole["embedding"][: session.model.cfg.vocab_size]
+        found[name] = np.asarray(trees.digest({**whole, "embedding": known}))
     # Exact curvature preconditioned by EK-FAC, and EK-FAC itself with its layers in two groups.
     for estimator, groups in (("ggn_cg", 1), ("ekfac", 2)):
         config.influence.estimator, config.influence.layer_groups = estimator, groups
