@@ -60,10 +60,8 @@ def render_all(
         texts.append(text)
         spans.append(said)
     rendered = []
-    for (tokens, begins, ends), said, name in zip(chat.encode(texts), spans, where, strict=True):
-        mask = np.zeros(len(tokens), bool)
-        for start, stop in said:
-            mask |= (ends > start) & (begins < stop)
+    for encoded, said, name in zip(chat.encode(texts), spans, where, strict=True):
+        mask = encoded.mask(said)
         if not mask.any():
             raise UserError(
                 f"{name}: the chat template marks no token as the assistant's; "
@@ -74,7 +72,7 @@ def render_all(
                 f"{name}: the chat template marks every token as the assistant's; "
                 "there must be a prompt outside its {% generation %} block"
             )
-        rendered.append(Rendered(tokens, mask))
+        rendered.append(Rendered(encoded.tokens, mask))
     return rendered
 
 
@@ -113,11 +111,33 @@ class _Marked(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """Tokens int32[T] with the characters [begins, ends) each stands for."""
+    """Tokens int32[T], and the pieces of text that they were encoded from, one after the other."""
 
     tokens: np.ndarray
-    begins: np.ndarray
-    ends: np.ndarray
+    pieces: list[tuple[_Piece, Any]]
+
+    def mask(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """bool[T], True on tokens with a character in one of the spans."""
+        mask, before = np.zeros(len(self.tokens), bool), 0
+        for piece, encoding in self.pieces:
+            for start, stop in spans:
+                low, high = max(start - piece.offset, 0), stop - piece.offset
+                if low < min(high, len(piece.text)):
+                    first, last = (_token_from(encoding, c, piece.text) for c in (low, high))
+                    if last < len(encoding) and encoding.token_to_chars(last)[0] < high:
+                        last += 1
+                    mask[before + first : before + last] = True
+            before += len(encoding)
+        return mask
+
+
+def _token_from(encoding: Any, start: int, text: str) -> int:
+    """The first token with a character from ``start`` on; how many there are if none has."""
+    for character in range(start, len(text)):
+        token: int | None = encoding.char_to_token(character)
+        if token is not None:
+            return token
+    return len(encoding)
 
 
 class _Chat:
@@ -190,28 +210,18 @@ class _Chat:
         )
         encoded = []
         for parts in pieces:
-            tokens, bounds = zip(
-                *(next(mere if p.mere_text else plain) for p in parts), strict=True
-            )
-            shifted = [b + p.offset for b, p in zip(bounds, parts, strict=True)]
-            encoded.append(_Encoded(np.concatenate(tokens), *np.concatenate(shifted).T))
+            found = [(part, next(mere if part.mere_text else plain)) for part in parts]
+            tokens = np.concatenate([np.array(one.ids, np.int32) for _, one in found])
+            encoded.append(_Encoded(tokens, found))
         return encoded
 
-    def _tokenize(
-        self, texts: list[str], mere_text: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if not texts:
-            return
-        batch = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=mere_text,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            yield np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2)
+    def _tokenize(self, texts: list[str], mere_text: bool) -> Iterator[Any]:
+        # Not the tokenizer itself: it makes lists of much that is not needed, which takes as long.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = mere_text
+        yield from backend.encode_batch(texts, add_special_tokens=False)
 
     def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
         everything = "".join(message["content"] for message in messages)

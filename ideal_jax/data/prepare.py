@@ -35,7 +35,8 @@ from ideal_jax.data.overlap import record_texts
 from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
 from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, train_bpe
-from ideal_jax.data.tokenizing import tokenize
+from ideal_jax.data.tokenizing import tokenize, useful_workers
+from ideal_jax.data.workers import Crew
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing, one_at_a_time
 
@@ -165,12 +166,20 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
 
 def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress) -> dict[str, Any]:
     """Whatever is missing; what goes into ``dataset.json``."""
+    with Crew(config.workers) as crew:
+        return _make_with(crew, config, folder, cache, seed, progress)
+
+
+def _make_with(
+    crew: Crew, config: Any, folder: Path, cache: Path, seed: int, progress: Progress
+) -> dict[str, Any]:
     collected: dict[str, Collected] = {}
     benchmarks = Benchmarks(config.benchmarks) if config.decontaminate else None
     for name, domain in _domains(config, folder, seed).items():
 
         def told(done: int, label: str = f"read {name}") -> None:
             progress(label, done, None)
+            crew.start(useful_workers(done))  # they get ready while the rest is read
 
         told(0)
         collected[name] = collect(domain, config.test_examples, benchmarks, cache, told)
@@ -185,7 +194,7 @@ def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress)
         config.supervise,
         config.row_length + 1,
         config.overlong,
-        config.workers,
+        crew,
         lambda done, total: progress("tokenize", done, total),
     )
     _check_answers(config, entries, collected)

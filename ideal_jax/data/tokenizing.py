@@ -17,7 +17,7 @@ from ideal_jax.data.collect import SPLITS, Collected, Records
 from ideal_jax.data.records import Record
 from ideal_jax.data.store import Example, Overlong, TokenStore
 from ideal_jax.data.tokenizers import load_tokenizer
-from ideal_jax.data.workers import parallel
+from ideal_jax.data.workers import Crew
 from ideal_jax.errors import UserError
 from ideal_jax.landing import one_at_a_time
 
@@ -48,7 +48,7 @@ def tokenize(
     supervise: Supervise,
     longest: int,
     overlong: Overlong,
-    workers: int,
+    crew: Crew,
     progress: Callable[[int, int], None],
 ) -> None:
     """Write the stores ``<entry>/<split>`` of every domain, but for those that are there.
@@ -62,7 +62,7 @@ def tokenize(
       supervise: "all" assistant turns, or the "last" one only.
       longest: tokens of an example.
       overlong: what becomes of a longer conversation. Texts are cut into pieces.
-      workers: processes; 0 tokenizes here, -1 is one per processor. Little work takes fewer.
+      crew: does it, and gets as many processes as there is work for.
       progress: is told how many examples are done, of how many.
 
     Raises:
@@ -92,7 +92,8 @@ def tokenize(
                     path = scratch[store.parent] / f"{store.name}-{name}"
                     how = tokenizer, supervise, longest, overlong
                     chunks.append(_Chunk(store, path, part, first, *how))
-        for chunk, _ in parallel(_write, chunks, _workers(workers, total - done)):
+        crew.start(useful_workers(total - done))
+        for chunk, _ in crew.run(_write, chunks):
             os.replace(chunk.path, chunk.store / f"{chunk.first // _CHUNK:05d}")
             done += len(chunk.records)
             progress(done, total)
@@ -156,13 +157,10 @@ def _starts(records: Sequence[Record]) -> dict[str, int]:
     return {f"{i // _CHUNK:05d}": i for i in range(0, len(records), _CHUNK)}
 
 
-def _workers(wanted: int, examples: int) -> int:
-    """A process takes seconds to start: it is worth while for full chunks only."""
-    if wanted < 0:
-        known = hasattr(os, "sched_getaffinity")  # not on macOS
-        wanted = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    useful = min(wanted, examples // _CHUNK)
-    return useful if useful > 1 else 0
+def useful_workers(examples: int) -> int:
+    """A process takes seconds to start: it is worth while for two full chunks at least."""
+    chunks = examples // _CHUNK
+    return chunks if chunks > 1 else 0
 
 
 @contextlib.contextmanager

@@ -15,44 +15,71 @@ from ideal_jax.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_PROGRAM = "import sys; from ideal_jax.data.workers import serve; serve(int(sys.argv[1]))"
+# Where PyTorch is installed transformers would import it, a second that tokenizing does not need.
+_PROGRAM = """
+import sys
+sys.modules["torch"] = None
+from transformers import AutoTokenizer
+from ideal_jax.data.workers import serve
+serve(int(sys.argv[1]))
+"""
 
 
-def parallel(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[Job, Result]]:
-    """(job, result) of every job; in order if ``workers`` is 0: then it is done here.
+class Crew(contextlib.AbstractContextManager["Crew"]):
+    """Processes to share work with; they end with the context, or with the caller.
 
-    The processes start from nothing, so it does not matter what the caller has imported or which
-    threads it runs. They hear no Ctrl-C; they end with the caller, whatever ends it.
+    They start from nothing, so it does not matter what the caller has imported or which threads it
+    runs. They hear no Ctrl-C.
 
     Args:
-      function: of a module; it, the jobs and the results are pickled.
-      jobs: begun in this order.
-      workers: processes, at most one per job.
-
-    Raises:
-      UserError: the error of the first job that failed, or that a process died.
+      size: the most there may be; -1 is one per processor.
     """
-    if workers == 0:
-        yield from ((job, function(job)) for job in jobs)
-        return
-    waiting = enumerate(jobs)
-    busy: dict[Connection, int] = {}
-    failed: dict[int, BaseException] = {}
 
-    def begin(pipe: Connection) -> None:
-        number, job = next(waiting, (-1, None))
-        if number >= 0:
-            pipe.send((function, job))
-            busy[pipe] = number
+    def __init__(self, size: int):
+        if size < 0:
+            known = hasattr(os, "sched_getaffinity")  # not on macOS
+            size = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+        self._size = size
+        self._pipes: list[Connection] = []
+        self._processes = contextlib.ExitStack()
 
-    with contextlib.ExitStack() as processes:
-        for _ in range(min(workers, len(jobs))):
-            begin(processes.enter_context(_worker()))
+    def start(self, wanted: int) -> None:
+        """Start processes until there are ``wanted``; it takes seconds until they are ready."""
+        while len(self._pipes) < min(wanted, self._size):
+            self._pipes.append(self._processes.enter_context(_worker()))
+
+    def __exit__(self, *_: object) -> None:
+        self._processes.close()
+
+    def run(
+        self, function: Callable[[Job], Result], jobs: Sequence[Job]
+    ) -> Iterator[tuple[Job, Result]]:
+        """(job, result) of every job; in order if no process was started: then it is done here.
+
+        Args:
+          function: of a module; it, the jobs and the results are pickled.
+          jobs: begun in this order.
+
+        Raises:
+          UserError: the error of the first job that failed, or that a process died.
+        """
+        if not self._pipes:
+            yield from ((job, function(job)) for job in jobs)
+            return
+        waiting = enumerate(jobs)
+        busy: dict[Connection, int] = {}
+        failed: dict[int, BaseException] = {}
+
+        def begin(pipe: Connection) -> None:
+            number, job = next(waiting, (-1, None))
+            if number >= 0:
+                pipe.send((function, job))
+                busy[pipe] = number
+
+        for pipe in self._pipes:
+            begin(pipe)
         while busy:
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
+            for pipe in wait(list(busy)):  # type: ignore[assignment]
                 number = busy.pop(pipe)
                 try:
                     result, error = pipe.recv()
@@ -68,8 +95,8 @@ def parallel(
                 # After a failure no new job: which one is told does not depend on the workers.
                 if not failed:
                     begin(pipe)
-    if failed:
-        raise failed[min(failed)]
+        if failed:
+            raise failed[min(failed)]
 
 
 @contextlib.contextmanager

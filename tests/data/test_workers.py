@@ -3,8 +3,14 @@ import signal
 
 import pytest
 
-from ideal_jax.data.workers import parallel
+from ideal_jax.data.workers import Crew
 from ideal_jax.errors import UserError
+
+
+def parallel(function, jobs, workers):
+    with Crew(workers) as crew:
+        crew.start(min(workers, len(jobs)))
+        yield from crew.run(function, jobs)
 
 
 def square(x):
