@@ -113,7 +113,7 @@ def read_params(folder: Path, model: Decoder, mesh: jax.sharding.Mesh | None = N
 
         def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
             part = files.read(name, index[::-1] if flip else index)
-            return (part.T if flip else part).astype(leaf.dtype)
+            return (part.T if flip else part).astype(leaf.dtype, copy=False)
 
         def shard(index: Any) -> np.ndarray:
             index = tuple(
