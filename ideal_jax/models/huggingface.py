@@ -85,19 +85,18 @@ def hf_model(folder: Path, dtype: str) -> Decoder:
     return Decoder(families.decoder_config(config, str(file), dtype), json.dumps(origin))
 
 
-def read_params(folder: Path, model: Decoder, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """The parameters of ``hf_model(folder)``, each shard read from the files by who keeps it.
+def check_tensors(folder: Path, model: Decoder) -> None:
+    """Whether ``read_params`` will find what it wants; reads no more than the files' headers.
 
     Raises:
       UserError: a tensor is missing, has another shape, or is none of the model's; names it.
     """
-    files = SafetensorsFolder(folder)
-    family = family_of(model)
-    abstract = by_path(abstract_params(model, mesh))
-    used = {name for path in abstract for name in tensor_names(family, path, model.cfg)}
-    for path, leaf in abstract.items():
+    files, family = SafetensorsFolder(folder), family_of(model)
+    used = set()
+    for path, leaf in by_path(abstract_params(model)).items():
         expected = stored_shape(path, leaf.shape, model.cfg)
         for name in tensor_names(family, path, model.cfg):
+            used.add(name)
             if files.shape(name) != expected:
                 raise UserError(f"{folder}: {name} is {files.shape(name)}, expected {expected}")
     for name in files:
@@ -107,6 +106,17 @@ def read_params(folder: Path, model: Decoder, mesh: jax.sharding.Mesh | None = N
             raise UserError(
                 f"{folder}: {name} is no tensor of a {hf_config(model).model_type} model"
             )
+
+
+def read_params(folder: Path, model: Decoder, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """The parameters of ``hf_model(folder)``, each shard read from the files by who keeps it.
+
+    Raises:
+      UserError: as ``check_tensors``.
+    """
+    check_tensors(folder, model)
+    files, family = SafetensorsFolder(folder), family_of(model)
+    abstract = by_path(abstract_params(model, mesh))
 
     def make(path: str, leaf: Any) -> jax.Array:
         names, flip = tensor_names(family, path, model.cfg), families.is_transposed(path)

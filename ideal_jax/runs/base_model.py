@@ -19,6 +19,7 @@ from ideal_jax.models import (
     DecoderConfig,
     LoRA,
     abstract_params,
+    check_tensors,
     hf_folder,
     hf_model,
     lora,
@@ -80,14 +81,22 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
     elif _is_ours(options.init):
         model = saved_model(_path(options.init))[0]
     else:
-        model = hf_model(hf_folder(options.init), options.param_dtype)
+        folder = hf_folder(options.init)
+        model = hf_model(folder, options.param_dtype)
+        check_tensors(folder, model)
     if vocab_size > model.cfg.vocab_size:
         raise UserError(
             f"model.init={options.init} knows {model.cfg.vocab_size} tokens, the tokenizer "
             f"{vocab_size}; give its own with data.tokenizer"
         )
     cfg = dataclasses.replace(model.cfg, **placed)
-    return Decoder(dataclasses.replace(cfg, lora=_adapters(config, cfg)), model.origin)
+    model = Decoder(dataclasses.replace(cfg, lora=_adapters(config, cfg)), model.origin)
+    if model.cfg.lora is not None and not lora.split(abstract_params(model))[1]:
+        raise UserError(
+            f"lora.target={model.cfg.lora.target!r} is in the path of no dense layer; they are "
+            "called attention/q, k, v, o and mlp/gate, up, down"
+        )
+    return model
 
 
 def init_tokenizer(init: str) -> str:

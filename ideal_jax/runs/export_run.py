@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from ideal_jax.errors import UserError
@@ -9,16 +10,11 @@ from ideal_jax.models import lora, save_hf, save_peft
 from ideal_jax.runs import processes
 from ideal_jax.runs.base_model import frozen_folder, init_start
 from ideal_jax.runs.session import Session, open_session
-from ideal_jax.runs.workdir import finished, read_json, write_json
+from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
 
 
 def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> pathlib.Path:
-    """Writes ``export/``, and ``adapter/`` where adapters were trained, of the best round.
-
-    What is there of this round stays; what is there of another, before rounds were added, goes.
-
-    Returns:
-      The path of ``export/``.
+    """Writes the best round of a finished run: see ``export_best``.
 
     Raises:
       UserError: the run is not finished.
@@ -27,7 +23,26 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     folder = pathlib.Path(workdir)
     results = finished(folder, config)
     if results is None:
+        if (folder / "config.json").exists():
+            WorkDir(folder, config)  # refuses another config, and says what differs
         raise UserError(f"--workdir={folder}: the run is not finished; run it first")
+    return export_best(folder, results, lambda: open_session(config, folder, command))
+
+
+def export_best(
+    folder: pathlib.Path, results: dict[str, Any], session: Callable[[], Session]
+) -> pathlib.Path:
+    """Writes ``export/``, and ``adapter/`` where adapters were trained, of the best round.
+
+    What is there of this round stays; what is there of another, before rounds were added, goes.
+
+    Args:
+      folder, results: of the run.
+      session: opens it, if there is something to do.
+
+    Returns:
+      The path of ``export/``.
+    """
     best = results["rounds"][results["best_round"]]
     record = {name: best[name] for name in ("round", "params_sha256")}
     written = folder / "export.json"
@@ -36,8 +51,10 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
         if processes.is_writer():
             for name in ("export", "adapter"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-        _export(open_session(config, folder, command), best["round"])
+        _export(session(), best["round"])
         write_json(written, record)
+    if processes.is_writer():
+        print(f"model: {folder / 'export'}")
     return folder / "export"
 
 

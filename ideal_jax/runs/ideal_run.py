@@ -9,7 +9,7 @@ from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import evaluate_round
-from ideal_jax.runs.export_run import export_run
+from ideal_jax.runs.export_run import export_best
 from ideal_jax.runs.influence_record import influence_of_json
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
@@ -37,9 +37,10 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     """
     processes.initialise()
     folder = pathlib.Path(workdir)
-    results = finished(folder, config)
+    results, session = finished(folder, config), None
     if results is None:
-        results = _run_rounds(open_session(config, folder, command))
+        session = open_session(config, folder, command)
+        results = _run_rounds(session)
         processes.barrier("results")
     if processes.is_writer():
         report, written = folder / "report.html", (folder / "results.json").stat().st_mtime_ns
@@ -47,9 +48,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
             write_report(folder)
         weights = capability_weights(config, len(results["rounds"][0]["mixture"]))
         print_summary(results, weights, report)
-    exported = export_run(config, folder)
-    if processes.is_writer():
-        print(f"model: {exported}")
+    export_best(folder, results, lambda: session or open_session(config, folder, command))
     return results
 
 

@@ -1,6 +1,7 @@
 """A run that starts from a Hugging Face folder and ends in one."""
 
 import json
+import shutil
 
 import hf_models
 import jax.numpy as jnp
@@ -87,6 +88,25 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(runs, tmp_path, 
     assert runs.here(tmp_path / "w", f"--config.model.init={tmp_path / 'small'}") == 2
     error = capsys.readouterr().err
     assert "knows 101 tokens, the tokenizer 261; give its own with data.tokenizer" in error
+
+
+def test_a_target_without_a_layer_and_a_damaged_file_are_told_at_once(
+    runs, checkpoint, tmp_path, capsys
+):
+    init = f"--config.model.init={checkpoint}"
+    assert runs.here(tmp_path / "w", init, "--config.lora.rank=2", "--config.lora.target=x") == 2
+    assert "lora.target='x' is in the path of no dense layer" in capsys.readouterr().err
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    assert runs.here(tmp_path / "w2", f"--config.model.init={tmp_path / 'damaged'}") == 2
+    assert f"{weights}: not readable as safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "w2").exists()
+
+
+def test_export_with_another_config_is_refused(runs, adapted, capsys):
+    assert cli.main(["export", *runs.flags(adapted)[1:]]) == 2
+    assert "belongs to another config" in capsys.readouterr().err
 
 
 def test_export_before_the_run_is_finished_is_refused(runs, tmp_path, capsys):
