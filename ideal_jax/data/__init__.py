@@ -1,6 +1,7 @@
 """Data: raw text → conversations → token stores → packed rows → batches."""
 
 from ideal_jax.data.base import generic_store as generic_store
+from ideal_jax.data.chat import end_of_turn as end_of_turn
 from ideal_jax.data.chat import render as render
 from ideal_jax.data.chat import render_prompt as render_prompt
 from ideal_jax.data.pipeline import Batch as Batch

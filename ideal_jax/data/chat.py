@@ -88,6 +88,23 @@ def render_prompt(
     return chat.encode([text])[0].tokens
 
 
+def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The token to stop at: what the chat template closes an answer with, else the end of text.
+
+    Chat models end a turn with a token of their own (Gemma's ``<end_of_turn>``), and rarely a text.
+    """
+    if tokenizer.chat_template:
+        exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        tokens, mask = render(tokenizer, exchange)
+        last = int(tokens[mask][-1])
+        if last in tokenizer.added_tokens_decoder:
+            return last
+    if tokenizer.eos_token_id is None:
+        name = tokenizer.name_or_path or "the tokenizer"
+        raise UserError(f"{name} has no eos_token; add it to its tokenizer_config.json")
+    return int(tokenizer.eos_token_id)
+
+
 class _Piece(NamedTuple):
     """Part of a rendered text, from character ``offset``; special tokens may be mere text."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ideal_jax import config as config_lib
 from ideal_jax import training
-from ideal_jax.data import example_batches, render_prompt
+from ideal_jax.data import end_of_turn, example_batches, render_prompt
 from ideal_jax.evaluation import Losses, domain_losses, generate_all, make_generate
 from ideal_jax.mixture import permutation
 from ideal_jax.runs import cost
@@ -44,7 +44,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
         make_generate(
             session.whole_model,
             max_new_tokens=config.eval.max_new_tokens,
-            end_id=session.data.tokenizer.eos_token_id,
+            end_id=end_of_turn(session.data.tokenizer),
         )
     )
     with session.reporter.phase(name) as advance:
@@ -133,7 +133,7 @@ def _exact_match(
         prompts,
         batch_size=session.rows(config.eval.batch_size),
         widths=session.widths,
-        end_id=tokenizer.eos_token_id,
+        end_id=end_of_turn(tokenizer),
     )
     texts = [""] * len(records)
     for index, tokens in outputs:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ideal_jax.data.chat import render, render_prompt
+from ideal_jax.data.chat import end_of_turn, render, render_prompt
 from ideal_jax.data.tokenizers import byte_tokenizer
 from ideal_jax.errors import UserError
 
@@ -206,3 +206,16 @@ def test_the_last_turn_may_have_several_blocks():
         "Neun: 九 🙂",
         "<|end|>",
     ]
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_generation_stops_at_the_templates_end_of_turn(style):
+    tokenizer = tokenizer_of(style)
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(style.end)
+    tokenizer.chat_template = tokenizer.chat_template.replace(repr(style.end), "''")
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = None
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no eos_token"):
+        end_of_turn(tokenizer)
