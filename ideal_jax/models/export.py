@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors.numpy import save_file
 
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
@@ -25,6 +24,7 @@ from ideal_jax.models.huggingface import (
     tensor_names,
 )
 from ideal_jax.models.parameters import by_path
+from ideal_jax.models.safetensors_files import write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -75,7 +75,7 @@ def save_hf(
                 if mine:
                     held[name] = value
             if mine:
-                save_file(held, partial / file, metadata={"format": "pt"})
+                write_tensors(partial / file, held)
         if jax.process_index() == 0:
             _write_index(partial, shards, flat, model.cfg)
             _write_configs(partial, config, model, flat, tokenizer)

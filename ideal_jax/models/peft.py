@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
@@ -15,6 +14,7 @@ from ideal_jax.models.decoder import Decoder
 from ideal_jax.models.families import tensor_name
 from ideal_jax.models.huggingface import family_of
 from ideal_jax.models.parameters import by_path
+from ideal_jax.models.safetensors_files import write_tensors
 
 
 def save_peft(path: str | Path, model: Decoder, adapters: Any, base: str) -> None:
@@ -50,7 +50,7 @@ def save_peft(path: str | Path, model: Decoder, adapters: Any, base: str) -> Non
     if jax.process_index() == 0:
         with landing(path) as partial:
             partial.mkdir()
-            save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+            write_tensors(partial / "adapter_model.safetensors", tensors)
             config = {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ideal_jax.errors import UserError
 
@@ -65,3 +66,11 @@ class SafetensorsFolder:
             f"{self.folder} holds no model.safetensors; save the model with "
             "save_pretrained(…, safe_serialization=True)"
         )
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file that others may read as they may any new file."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})  # readable by its owner alone
+    path.chmod(mode)

@@ -52,6 +52,8 @@ def test_adapters_and_merged_model_are_exported_and_compute_the_same(adapted, ch
     beside = torch_logits(PeftModel.from_pretrained(base, adapted / "adapter"), tokens)
     np.testing.assert_allclose(beside, ours, atol=1e-4)
     assert np.abs(before - beside).max() > 1e-3
+    for file in (adapted / "export").iterdir():  # readable by whom the run's own files are
+        assert file.stat().st_mode == (adapted / "results.json").stat().st_mode
     saved = json.loads((adapted / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(adapted / "export")
