@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ideal_jax.influence.eigen import eigh
 from ideal_jax.influence.passes import Placement, wide
 from ideal_jax.influence.problem import (
     Batch,
@@ -131,7 +132,7 @@ def _one_by_one(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
     jaxlib's batched CPU kernel (0.10.2) waits, on a thread of XLA's pool, for tasks of that pool:
     as many of them at a time as it has threads wait for each other for ever.
     """
-    return jax.lax.map(lambda x: tuple(jnp.linalg.eigh(x)), stack)
+    return jax.lax.map(eigh, stack)
 
 
 def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: Mesh | None) -> Any:
