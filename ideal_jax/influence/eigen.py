@@ -1,6 +1,7 @@
 """Eigendecomposition of large symmetric matrices, by the platform's own method or by blocks."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     1024 takes minutes to compile and 214 MiB of code, 8192 never ended. There: ``by_blocks``.
     """
     if matrix.shape[-1] <= _SMALL:
-        return tuple(jnp.linalg.eigh(matrix))  # type: ignore[return-value]
+        return tuple(jnp.linalg.eigh(matrix))
     return jax.lax.platform_dependent(
         matrix, tpu=by_blocks, default=lambda x: tuple(jnp.linalg.eigh(x))
     )
@@ -52,12 +53,12 @@ def by_blocks(matrix: jax.Array, block: int = _BLOCK) -> tuple[jax.Array, jax.Ar
         a = _shuffled(_shuffled(a, order, block).T, order, block)
         return a, _shuffled(_times_blocks(vectors, turns), order, block)
 
-    def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    def going(state: Any) -> jax.Array:
         sweeps, a, _ = state
         off = jnp.linalg.norm(a - jnp.diag(jnp.diag(a)))
         return (sweeps < _SWEEPS) & (off > _TOLERANCE * size)
 
-    def sweep(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def sweep(state: Any) -> Any:
         sweeps, a, vectors = state
         return sweeps + 1, *jax.lax.fori_loop(0, blocks - 1, turn, (a, vectors))
 
