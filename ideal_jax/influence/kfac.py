@@ -102,7 +102,7 @@ def eigenbasis(problem: Problem, placement: Placement, factors: Factors) -> dict
     bases = {}
     for name, owner in input_owners(problem).items():
         (a, q_a), (g, q_g) = found["a", owner], found["g", name]
-        bases[name] = Basis(q_a, q_g, (a, g), a[:, :, None] * g[:, None, :])
+        bases[name] = Basis(q_a, q_g, (a, g), placement.spread(a[:, :, None] * g[:, None, :]))
     return bases
 
 
@@ -143,7 +143,8 @@ def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: 
     missing = -count % mesh.size
     padding = jnp.zeros((missing, *stack.shape[1:]), stack.dtype)
     axis = PartitionSpec(mesh.axis_names)
-    split = jax.shard_map(fn, mesh=mesh, in_specs=axis, out_specs=axis)
+    # What ``fn`` starts its loops with does not say that it varies over the devices.
+    split = jax.shard_map(fn, mesh=mesh, in_specs=axis, out_specs=axis, check_vma=False)
     return jax.tree.map(lambda x: x[:count], split(jnp.concatenate([stack, padding])))
 
 
@@ -162,9 +163,8 @@ def eigenvalue_sums(
 
     def layer(operands: tuple[jax.Array, ...]) -> jax.Array:
         a_BxTxI, g_BxTxO, q_a, q_g = operands
-        gradients = jnp.einsum(
-            "BTI,BTO->BIO", _rotate(a_BxTxI, q_a), _rotate(g_BxTxO, q_g), precision=_EXACT
-        )
+        a_BxTxI, g_BxTxO = _rotate(wide(a_BxTxI), q_a), _rotate(wide(g_BxTxO), q_g)
+        gradients = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
         return jnp.sum(jnp.square(gradients), axis=0)
 
     leaves, indices = jax.tree.leaves(params), leaf_indices(params)
@@ -239,7 +239,10 @@ def input_owners(problem: Problem) -> dict[str, str]:
 def _tapped(
     problem: Problem, fisher: str, params: Tree, key: jax.Array, batch: Batch
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B."""
+    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B.
+
+    In the model's dtype: those of all layers exist at a time, and are widened layer by layer.
+    """
     taps = problem.taps
     assert taps is not None
 
@@ -253,7 +256,7 @@ def _tapped(
     real_BxTx1 = taps.mask(batch)[:, :, None]
 
     def clean(x: jax.Array, layer: TapLayer) -> jax.Array:
-        return jnp.where(real_BxTx1, wide(x if layer.scanned else x[None]), 0)
+        return jnp.where(real_BxTx1, x if layer.scanned else x[None], 0)
 
     pairs = {
         layer.leaf: (clean(inputs[layer.name], layer), clean(gradients[layer.name], layer))
@@ -272,9 +275,13 @@ def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.A
 
 def _second_moment(x_LxBxTxI: jax.Array, max_factor: int) -> jax.Array:
     """Σ x xᵀ over rows and positions, [L, k, b, b]."""
-    width = x_LxBxTxI.shape[-1]
-    x = x_LxBxTxI.reshape(*x_LxBxTxI.shape[:-1], _splits(width, max_factor), -1)
-    return jnp.einsum("LBTkb,LBTkc->Lkbc", x, x, precision=_EXACT)
+    parts = _splits(x_LxBxTxI.shape[-1], max_factor)
+
+    def layer(x_BxTxI: jax.Array) -> jax.Array:
+        x = wide(x_BxTxI).reshape(*x_BxTxI.shape[:-1], parts, -1)
+        return jnp.einsum("BTkb,BTkc->kbc", x, x, precision=_EXACT)
+
+    return jax.lax.map(layer, x_LxBxTxI)
 
 
 def _splits(width: int, max_factor: int) -> int:

@@ -64,7 +64,7 @@ def train(
       UserError: the loss is not finite.
     """
     started = time.perf_counter()
-    abstract, shardings = _layout(mesh, params, optimizer)
+    step_fn, abstract = step_program(mesh, params, loss_fn, optimizer, micro_batches)
     checkpoints = Checkpoints(folder / "checkpoints")
     log = _MetricsLog(folder / "metrics.jsonl")
     counts: dict[str, Any] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0}
@@ -73,15 +73,10 @@ def train(
             state, start = start_state(mesh, params, optimizer), 0
         else:
             del params
-            state, counts = checkpoints.restore(abstract_like(abstract, shardings))
+            state, counts = checkpoints.restore(abstract)
             start = counts.pop("step")
             started -= counts["seconds"]
         log.keep_until(start)
-        step_fn = jax.jit(
-            make_train_step(loss_fn, optimizer, micro_batches),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
         clock = time.perf_counter()
         pending: tuple[int, Any] | None = None
         for step, rows in enumerate(_stream(batches, start, steps, prefetch), start=start + 1):
@@ -100,6 +95,20 @@ def train(
     log.close()
     seconds = time.perf_counter() - started
     return TrainResult(state, counts["tokens"], counts["supervised_tokens"], seconds)
+
+
+def step_program(
+    mesh: jax.sharding.Mesh, params: Any, loss_fn: Any, optimizer: Any, micro_batches: int
+) -> tuple[Any, TrainState]:
+    """The compiled form of ``make_train_step``, and shapes and shardings of the state it donates.
+
+    Args:
+      params: arrays on the mesh, or their shapes and shardings.
+    """
+    abstract, shardings = _layout(mesh, params, optimizer)
+    step = make_train_step(loss_fn, optimizer, micro_batches)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jitted, abstract_like(abstract, shardings)
 
 
 def start_state(
