@@ -23,9 +23,20 @@ from jax.experimental import topologies
 
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing
+from ideal_jax.runs.planning.counted import matrix_flops
 from ideal_jax.runs.planning.hlo import collective_bytes
 from ideal_jax.runs.planning.programs import Program
 
+# libtpu looks for the machine's own TPU: it asks a cloud what the machine is, writes logs, and
+# takes a lock that keeps other processes out. Nothing of that is wanted where it only compiles.
+_NO_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 # Raised when the fields of ``Compiled`` change their meaning.
 _FORMAT = 1
 
@@ -41,7 +52,9 @@ class Compiled(NamedTuple):
         aliased outputs lie in arguments that are given up.
       peak_bytes: arguments, outputs that are not aliased, temporaries and code; where it does not
         fit, what the compiler says it would need.
-      flops, bytes_accessed: the compiler's count, which takes the body of a loop once.
+      flops: of matrix products outside fused kernels, bodies of loops as often as they run
+        (``counted.matrix_flops``).
+      flops_once, bytes_once: the compiler's count, which takes the body of a loop once.
       collective_bytes: that pass between devices by kind of operation, bodies of loops as often as
         they run; the larger of operand and result counts.
       by_class: bytes of the arguments by ``Program.classes``; with "activations", the temporaries.
@@ -58,7 +71,8 @@ class Compiled(NamedTuple):
     code_bytes: int
     peak_bytes: int
     flops: float
-    bytes_accessed: float
+    flops_once: float
+    bytes_once: float
     collective_bytes: dict[str, int]
     by_class: dict[str, int]
     refusal: str
@@ -73,8 +87,7 @@ def tpu_devices(name: str, slices: int = 1) -> tuple[Any, ...]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError('compiling for TPU needs libtpu: pip install "ideal-jax[tpu]"')
-    # It looks for the machine's TPU, and would ask a cloud's metadata server which one that is.
-    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", name)):
+    for key, value in _NO_TPU.items():
         os.environ.setdefault(key, value)
     try:
         described = topologies.get_topology_desc(
@@ -98,12 +111,14 @@ def compile_program(
     Raises:
       UserError: the compiler refuses for another reason than memory.
     """
-    lowered = program.lower()
+    traced = program.trace()
+    lowered = traced.lower()
     file = cache / f"{_digest(program, lowered)}.json"
     if file.is_file():
         found = json.loads(file.read_text())
         return Compiled(**{**found, "seconds": 0.0})
-    compiled = _compile(program, lowered, advance)
+    flops = matrix_flops(traced) / program.mesh.size
+    compiled = _compile(program, lowered, flops, advance)
     with landing(file) as partial:
         partial.write_text(json.dumps(compiled._asdict(), indent=1))
     return compiled
@@ -118,7 +133,9 @@ def bytes_on_device(tree: Any) -> int:
     return total
 
 
-def _compile(program: Program, lowered: Any, advance: Callable[[float], None]) -> Compiled:
+def _compile(
+    program: Program, lowered: Any, flops: float, advance: Callable[[float], None]
+) -> Compiled:
     started = time.perf_counter()
     by_class = {kind: bytes_on_device(tree) for kind, tree in program.classes.items()}
     try:
@@ -128,7 +145,7 @@ def _compile(program: Program, lowered: Any, advance: Callable[[float], None]) -
         needed = _needed(str(error))
         if needed is None:
             raise UserError(f"{program.name} does not compile: {_first_line(error)}") from error
-        return _refused(program.name, seconds, needed, by_class, _first_line(error))
+        return _refused(program.name, seconds, needed, flops, by_class, _first_line(error))
     memory, cost = executable.memory_analysis(), executable.cost_analysis()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     code = memory.generated_code_size_in_bytes
@@ -142,8 +159,9 @@ def _compile(program: Program, lowered: Any, advance: Callable[[float], None]) -
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=code,
         peak_bytes=memory.argument_size_in_bytes + kept + memory.temp_size_in_bytes + code,
-        flops=cost.get("flops", 0.0),
-        bytes_accessed=cost.get("bytes accessed", 0.0),
+        flops=flops,
+        flops_once=cost.get("flops", 0.0),
+        bytes_once=cost.get("bytes accessed", 0.0),
         collective_bytes=collective_bytes(executable.as_text()),
         by_class={**by_class, "activations": memory.temp_size_in_bytes},
         refusal="",
@@ -151,11 +169,11 @@ def _compile(program: Program, lowered: Any, advance: Callable[[float], None]) -
 
 
 def _refused(
-    name: str, seconds: float, needed: int, by_class: dict[str, int], words: str
+    name: str, seconds: float, needed: int, flops: float, by_class: dict[str, int], words: str
 ) -> Compiled:
     arguments = sum(by_class.values())
     return Compiled(
-        name, False, seconds, arguments, 0, 0, 0, 0, needed, 0.0, 0.0, {}, by_class, words
+        name, False, seconds, arguments, 0, 0, 0, 0, needed, flops, 0.0, 0.0, {}, by_class, words
     )
 
 

@@ -46,11 +46,11 @@ class Program(NamedTuple):
     classes: dict[str, Any]
     mesh: Mesh
 
-    def lower(self) -> jax.stages.Lowered:
-        """The program before XLA."""
+    def trace(self) -> jax.stages.Traced:
+        """The program before it is lowered: ``.lower()`` is next."""
         with jax.set_mesh(self.mesh):
-            lowered: jax.stages.Lowered = self.function.lower(*self.arguments)
-        return lowered
+            traced: jax.stages.Traced = self.function.trace(*self.arguments)
+        return traced
 
 
 def programs(config: Any, model: Decoder, mesh: Mesh, tangents: int) -> Iterator[Program]:
