@@ -38,7 +38,7 @@ _NO_TPU = {
     "TPU_WORKER_ID": "0",
 }
 # Raised when the fields of ``Compiled`` change their meaning.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Compiled(NamedTuple):

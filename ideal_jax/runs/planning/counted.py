@@ -33,8 +33,8 @@ def _equation(equation: Any) -> float:
     inner = sum(_flops(part) for value in params.values() for part in _jaxprs(value))
     if name == "scan":
         return params["length"] * inner
-    if name == "shard_map":  # its shapes are those of one device
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"]) * inner
+    if name == "shard_map":  # its shapes are those of one device, of all devices of the mesh
+        return params["mesh"].size * inner
     return inner
 
 
