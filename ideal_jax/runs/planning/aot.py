@@ -230,8 +230,7 @@ def _needed(message: str) -> int | None:
     """Bytes that a compiler short of memory says it needs; None: it complains of something else."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
-    found = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
-    found = found or re.search(r"allocat\w+ ([\d.]+)([KMGT]?)i?B?", message)
+    found = re.search(r"(?:Used |required for [^(]*\()([\d.]+)([KMGT]?)", message)
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
