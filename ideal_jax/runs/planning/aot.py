@@ -38,7 +38,7 @@ _NO_TPU = {
     "TPU_WORKER_ID": "0",
 }
 # Raised when the fields of ``Compiled`` change their meaning.
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Compiled(NamedTuple):
@@ -50,14 +50,14 @@ class Compiled(NamedTuple):
       seconds: it took to compile; 0 when it was found in the cache.
       argument_bytes, output_bytes, alias_bytes, temp_bytes, code_bytes: what the compiler allots;
         aliased outputs lie in arguments that are given up.
-      peak_bytes: arguments, outputs that are not aliased, temporaries and code; where it does not
-        fit, what the compiler says it would need.
+      peak_bytes: all that is held, outputs that are not aliased, temporaries and code; where the
+        compiler finds no room, what it says it would need and what is held beside.
       flops: of matrix products outside fused kernels, bodies of loops as often as they run
         (``counted.matrix_flops``).
       flops_once, bytes_once: the compiler's count, which takes the body of a loop once.
       collective_bytes: that pass between devices by kind of operation, bodies of loops as often as
         they run; the larger of operand and result counts.
-      by_class: bytes of the arguments by ``Program.classes``; with "activations", the temporaries.
+      by_class: bytes held by ``Program.classes``, unpadded; with "activations", the temporaries.
       refusal: the compiler's words where it does not fit.
     """
 
@@ -125,9 +125,11 @@ def compile_program(
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Of abstract arrays, one device's share."""
+    """Of the abstract arrays in a tree, one device's share."""
     total = 0
     for x in jax.tree.leaves(tree):
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            continue
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
         total += math.prod(shape) * x.dtype.itemsize
     return total
@@ -138,6 +140,7 @@ def _compile(
 ) -> Compiled:
     started = time.perf_counter()
     by_class = {kind: bytes_on_device(tree) for kind, tree in program.classes.items()}
+    beside = max(sum(by_class.values()) - bytes_on_device(program.arguments), 0)
     try:
         executable = _waiting(lowered.compile, advance)
     except jax.errors.JaxRuntimeError as error:
@@ -145,7 +148,7 @@ def _compile(
         needed = _needed(str(error))
         if needed is None:
             raise UserError(f"{program.name} does not compile: {_first_line(error)}") from error
-        return _refused(program.name, seconds, needed, flops, by_class, _first_line(error))
+        return _refused(program.name, seconds, needed + beside, flops, by_class, _first_line(error))
     memory, cost = executable.memory_analysis(), executable.cost_analysis()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     code = memory.generated_code_size_in_bytes
@@ -158,7 +161,7 @@ def _compile(
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=code,
-        peak_bytes=memory.argument_size_in_bytes + kept + memory.temp_size_in_bytes + code,
+        peak_bytes=memory.argument_size_in_bytes + beside + kept + memory.temp_size_in_bytes + code,
         flops=flops,
         flops_once=cost.get("flops", 0.0),
         bytes_once=cost.get("bytes accessed", 0.0),

@@ -4,7 +4,7 @@ They are the functions that a run calls, lowered for devices that need not be th
 allocated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,8 +35,8 @@ class Program(NamedTuple):
         "product" or "score".
       function: from ``jax.jit``.
       arguments: those of the call; arrays are ``jax.ShapeDtypeStruct``s with shardings.
-      classes: the arrays among them by what they are: "params", "optimizer", "batch", "frozen",
-        "curvature", "vectors".
+      classes: what the devices hold while it runs, arguments or not: "params", "optimizer",
+        "batch", "frozen", "curvature", "vectors".
       mesh: the devices.
     """
 
@@ -63,9 +63,12 @@ def programs(config: Any, model: Decoder, mesh: Mesh, tangents: int) -> Iterator
       tangents: right-hand sides solved and scored at one time.
     """
     params, frozen = _trained(model, mesh)
-    yield train_program(config, model, mesh, params, frozen)
-    yield generate_program(config, model, mesh)
-    yield from influence_programs(config, model, mesh, params, frozen, tangents)
+    train = train_program(config, model, mesh, params, frozen)
+    yield train
+    # The state of a training stays until its round is over.
+    held = {"params": params, "optimizer": train.classes["optimizer"], "frozen": frozen}
+    yield generate_program(config, model, mesh, held)
+    yield from influence_programs(config, model, mesh, held, tangents)
 
 
 def train_program(config: Any, model: Decoder, mesh: Mesh, params: Any, frozen: Any) -> Program:
@@ -89,7 +92,7 @@ def train_program(config: Any, model: Decoder, mesh: Mesh, params: Any, frozen: 
     return Program("train", step, arguments, classes, mesh)
 
 
-def generate_program(config: Any, model: Decoder, mesh: Mesh) -> Program:
+def generate_program(config: Any, model: Decoder, mesh: Mesh, held: dict[str, Any]) -> Program:
     """Prompts of the longest width, and the loop over new tokens."""
     whole, options = without_adapters(model), config.eval
     generate = make_generate(whole, max_new_tokens=options.max_new_tokens, end_id=0)
@@ -97,26 +100,27 @@ def generate_program(config: Any, model: Decoder, mesh: Mesh) -> Program:
     rows = _rows(mesh, options.batch_size)
     tokens = _array(mesh, (rows, config.data.row_length), jnp.int32, "batch")
     lengths = _array(mesh, (rows,), jnp.int32, "batch")
-    classes = {"params": params, "batch": (tokens, lengths)}
+    merged = {} if model.cfg.lora is None else params
+    classes = {**held, "merged": merged, "batch": (tokens, lengths)}
     return Program("generate", jax.jit(generate), (params, tokens, lengths), classes, mesh)
 
 
 def influence_programs(
-    config: Any, model: Decoder, mesh: Mesh, params: Any, frozen: Any, tangents: int
+    config: Any, model: Decoder, mesh: Mesh, held: dict[str, Any], tangents: int
 ) -> Iterator[Program]:
     """Gradients, curvature, solve and scores as the config's estimator has them."""
-    options = config.influence
+    options, params, frozen = config.influence, held["params"], held["frozen"]
     problem = decoder_problem(model, options.layers, options.max_factor)
     placement, rows = Placement.of(params), _rows(mesh, options.batch_size)
     length = config.data.row_length
     packed = lora.with_frozen(abstract_batch(mesh, rows, length, config.data.max_segments), frozen)
-    kinds = {"params": params, "batch": packed}
+    vectors = _stacked(mesh, params, tangents)
+    kinds = {**held, "batch": packed, "vectors": vectors}
     arguments: tuple[Any, ...] = (problem.example_loss, placement, params, packed)
     yield Program("gradient", gradient_sums, arguments, kinds, mesh)
 
     single = lora.with_frozen(abstract_batch(mesh, rows, length, 1), frozen)
-    vectors = _stacked(mesh, params, tangents)
-    kinds = {"params": params, "batch": single}
+    kinds = {**held, "batch": single}
     if options.estimator in KRONECKER:
         chosen = Options(
             max_factor=options.max_factor,
@@ -124,7 +128,11 @@ def influence_programs(
             uncovered=options.uncovered,
             fisher=options.fisher,
         )
-        yield from _kronecker(problem, chosen, options.estimator, placement, kinds, vectors, mesh)
+        fitted = yield from _kronecker(
+            problem, chosen, options.estimator, placement, kinds, vectors, mesh
+        )
+        held = {**held, "curvature": fitted}
+        kinds = {**kinds, "curvature": fitted}
     if options.estimator == "ggn_cg":
         arguments = (problem, placement, params, vectors, single)
         yield Program("product", product_sum, arguments, {**kinds, "vectors": vectors}, mesh)
@@ -132,7 +140,7 @@ def influence_programs(
     parts = ESTIMATORS[options.estimator].parts is not None
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, params, tangents + extra)
-    kinds = {"params": params, "batch": packed, "vectors": along}
+    kinds = {**held, "batch": packed, "vectors": along}
     arguments = (problem.example_loss, placement, params, along, packed)
     yield Program("score", batch_scores, arguments, kinds, mesh)
 
@@ -159,8 +167,8 @@ def _kronecker(
     kinds: dict[str, Any],
     vectors: Any,
     mesh: Mesh,
-) -> Iterator[Program]:
-    """Factors, their eigenbasis, its eigenvalues and the solve."""
+) -> Generator[Program, None, Blocks]:
+    """Factors, their eigenbasis, its eigenvalues and the solve; returns what is fitted."""
     params, batch = kinds["params"], kinds["batch"]
     key = jax.eval_shape(lambda: jax.random.key(0))
     groups = layer_groups(problem, options.layer_groups)
@@ -172,15 +180,16 @@ def _kronecker(
         factors = _spread(placement, jax.eval_shape(kfac.factor_sums, *start))
         basis = jax.eval_shape(kfac.eigenbasis, group, placement, factors)
         basis = {n: _placed_basis(placement, params, n, b, refit) for n, b in basis.items()}
-        measured = {**kinds, "curvature": (bases, basis)}
         again = (group, options.fisher, placement, basis, params, key, batch)
+        # Sums over the batches before this one are held beside what it adds.
+        before = {**kinds, "curvature": (bases, factors)}
+        squares = {name: b.eigenvalues for name, b in basis.items()}
+        after = {**kinds, "curvature": (bases, basis, squares)}
         found.append(
             (
-                Program("curvature", kfac.factor_sums, start, {**kinds, "curvature": bases}, mesh),
-                Program("eigen", kfac.eigenbasis, (group, placement, factors), {}, mesh)._replace(
-                    classes={"curvature": factors}
-                ),
-                Program("refit", kfac.eigenvalue_sums, again, measured, mesh),
+                Program("curvature", kfac.factor_sums, start, before, mesh),
+                Program("eigen", kfac.eigenbasis, (group, placement, factors), before, mesh),
+                Program("refit", kfac.eigenvalue_sums, again, after, mesh),
             )
         )
         bases = {**bases, **basis}
@@ -188,9 +197,10 @@ def _kronecker(
     for place in range(len(names)):
         yield max((group[place] for group in found), key=_weight)
     blocks = _blocks(problem, options, placement, params, bases)
-    kinds = {"curvature": blocks, "vectors": vectors}
+    kinds = {**kinds, "curvature": blocks, "vectors": vectors}
     arguments = (blocks, vectors, placement.stacked())
     yield Program("solve", solve_stacked, arguments, kinds, mesh)
+    return blocks
 
 
 def _blocks(
