@@ -215,12 +215,14 @@ def diagonal_sums(
 def rotate_kernel(kernel_LxIxO: jax.Array, basis: Basis, *, back: bool = False) -> jax.Array:
     """Q_Aᵀ V Q_G for each layer of a kernel, or Q_A V Q_Gᵀ when ``back``."""
 
-    def layer(v: jax.Array, q_a: jax.Array, q_g: jax.Array) -> jax.Array:
+    def layer(operands: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        v, q_a, q_g = operands
         if back:
             q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
         return _rotate(_rotate(v.T, q_a).T, q_g)
 
-    return jax.vmap(layer)(kernel_LxIxO, basis.inputs, basis.outputs)
+    # One layer at a time: on a mesh its eigenvectors are gathered, not those of all layers.
+    return jax.lax.map(layer, (kernel_LxIxO, basis.inputs, basis.outputs))
 
 
 def covered_leaves(problem: Problem) -> dict[str, TapLayer]:

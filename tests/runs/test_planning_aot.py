@@ -64,7 +64,7 @@ def test_every_phase_compiles_for_a_tpu(on_tpu, phase, tmp_path):
     arguments = aot.bytes_on_device(program.arguments)
     assert arguments <= held <= compiled.peak_bytes
     # The compiler pads what is no multiple of its tiles, and drops what is not used.
-    assert 0.8 * arguments <= compiled.argument_bytes <= 1.3 * arguments + 2**16
+    assert 0.6 * arguments <= compiled.argument_bytes <= 1.3 * arguments + 2**16
     again = aot.compile_program(program, tmp_path)
     assert again == compiled._replace(seconds=0.0)
 
