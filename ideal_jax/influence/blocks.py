@@ -97,7 +97,7 @@ def fit_blocks(
     _check_layers(problem, params)
     bases: dict[str, kfac.Basis] = {}
     variances: dict[str, jax.Array] = {}
-    for group in _layer_groups(problem, options.layer_groups):
+    for group in layer_groups(problem, options.layer_groups):
         found, spread = _fit_group(group, params, batches, key, options, refit, progress)
         bases |= found
         variances |= spread
@@ -105,7 +105,7 @@ def fit_blocks(
     if options.uncovered == "diagonal":
         rest = tuple(i for name, i in leaf_indices(params).items() if name not in bases)
         diagonal = _fisher_diagonal(problem, params, batches, rest, key, options.fisher, progress)
-    blocks = _damped(problem, options, params, bases, diagonal)
+    blocks = with_damping(problem, options, params, bases, diagonal)
     kept = _important(variances, options.important) if options.important < 1 else None
     return dataclasses.replace(blocks, kept=kept)
 
@@ -142,7 +142,7 @@ def _fit_group(
 
 
 @functools.cache
-def _layer_groups(problem: Problem, count: int) -> tuple[Problem, ...]:
+def layer_groups(problem: Problem, count: int) -> tuple[Problem, ...]:
     """The problem with a part of its layers each; those that share an input stay together."""
     assert problem.taps is not None
     layers, owners = problem.taps.layers, kfac.input_owners(problem)
@@ -177,7 +177,7 @@ def fit_diagonal(
     """The diagonal of the Fisher matrix for every parameter: one pass over the batches."""
     every = tuple(leaf_indices(params).values())
     diagonal = _fisher_diagonal(problem, params, batches, every, key, options.fisher, progress)
-    return _damped(problem, options, params, {}, diagonal)
+    return with_damping(problem, options, params, {}, diagonal)
 
 
 def whole_diagonal(
@@ -185,7 +185,7 @@ def whole_diagonal(
 ) -> Blocks:
     """A given diagonal, one number for each parameter, as damped curvature."""
     named = {leaf_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(diagonal)}
-    return _damped(problem, options, params, {}, named)
+    return with_damping(problem, options, params, {}, named)
 
 
 def _fisher_diagonal(
@@ -222,7 +222,7 @@ def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) 
 
     A scalar whose curvature and damping are both zero (no example touches it) gives zero too.
     """
-    solutions, residuals = _solve(blocks, stacked, Placement.of(stacked))
+    solutions, residuals = solve_stacked(blocks, stacked, Placement.of(stacked))
     residuals = np.asarray(jax.device_get(residuals), np.float64)
     return Solved(solutions, residuals, np.zeros(residuals.shape, np.int64))
 
@@ -258,7 +258,8 @@ def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
 
 
 @functools.partial(jax.jit, static_argnames="placement")
-def _solve(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, jax.Array]:
+def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, jax.Array]:
+    """``solve_blocks`` with the residuals still on the devices."""
     kept = jax.tree_util.tree_map_with_path(
         lambda path, x: x if leaf_name(path) in blocks.damping else jnp.zeros_like(x), stacked
     )
@@ -301,13 +302,14 @@ def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "options"))
-def _damped(
+def with_damping(
     problem: Problem | LossFn,
     options: Options,
     params: Tree,
     bases: dict[str, kfac.Basis],
     diagonal: dict[str, jax.Array],
 ) -> Blocks:
+    """Fitted curvature with the regulariser's and the λ that the options mean."""
     ones = jax.tree.map(jnp.ones_like, params)
     smooth = {
         leaf_name(path): jnp.maximum(leaf, 0)

@@ -46,7 +46,7 @@ class GaussNewton(NamedTuple):
         """(H + λI) v for every v on the leading axis of ``vectors``."""
         placement = Placement.of(self.params)
         total = accumulate(
-            lambda batch: _product_sum(self.problem, placement, self.params, vectors, batch),
+            lambda batch: product_sum(self.problem, placement, self.params, vectors, batch),
             self.batches,
             phase="curvature product",
         )
@@ -138,9 +138,10 @@ def random_signs(params: Tree, key: jax.Array) -> Tree:
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "placement"))
-def _product_sum(
+def product_sum(
     problem: Problem, placement: Placement, params: Tree, vectors: Tree, batch: Batch
 ) -> Tree:
+    """Σ_x Jᵀ(∇²_out ℓ)J v over one batch, for every v on the leading axis of ``vectors``."""
     out, push = jax.linearize(lambda p: problem.outputs(p, batch), params)
     pull = jax.linear_transpose(push, params)
 

@@ -16,6 +16,7 @@ from flax import traverse_util
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
 from ideal_jax.models import Decoder, forward_mode, lora
+from ideal_jax.training import decoder_nll
 
 Batch = Mapping[str, Any]
 
@@ -52,6 +53,13 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         weights_BxT = batch["weights"].astype(nll_BxT.dtype)
         return _by_example(nll_BxT * weights_BxT, batch), _by_example(weights_BxT, batch)
 
+    nll = decoder_nll(model)
+
+    def losses(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        nll_BxT = nll(params, batch)
+        weights_BxT = batch["weights"].astype(nll_BxT.dtype)
+        return _by_example(nll_BxT * weights_BxT, batch), _by_example(weights_BxT, batch)
+
     def sample_labels(logits_BxTxV: jax.Array, batch: Batch, key: jax.Array) -> dict[str, Any]:
         # Keyed by (domain, item, position): padding, packing and batch size change nothing.
         def row(domain: jax.Array, item: jax.Array, logits_TxV: jax.Array) -> jax.Array:
@@ -64,7 +72,8 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         labels = jax.vmap(row)(batch["domains"], batch["examples"][:, 0], logits_BxTxV)
         return {**batch, "targets": labels, "weights": jnp.sqrt(batch["weights"])}
 
-    return Problem(outputs, loss, sample_labels, taps=_taps(model, layers, max_factor))
+    taps = _taps(model, layers, max_factor)
+    return Problem(outputs, loss, sample_labels, taps=taps, losses=losses)
 
 
 def _by_example(x_BxT: jax.Array, batch: Batch) -> jax.Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ideal_jax.influence.eigen import eigh
 from ideal_jax.influence.passes import Placement, wide
 from ideal_jax.influence.problem import (
     Batch,
@@ -101,7 +102,7 @@ def eigenbasis(problem: Problem, placement: Placement, factors: Factors) -> dict
     bases = {}
     for name, owner in input_owners(problem).items():
         (a, q_a), (g, q_g) = found["a", owner], found["g", name]
-        bases[name] = Basis(q_a, q_g, (a, g), a[:, :, None] * g[:, None, :])
+        bases[name] = Basis(q_a, q_g, (a, g), placement.spread(a[:, :, None] * g[:, None, :]))
     return bases
 
 
@@ -131,7 +132,7 @@ def _one_by_one(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
     jaxlib's batched CPU kernel (0.10.2) waits, on a thread of XLA's pool, for tasks of that pool:
     as many of them at a time as it has threads wait for each other for ever.
     """
-    return jax.lax.map(lambda x: tuple(jnp.linalg.eigh(x)), stack)
+    return jax.lax.map(eigh, stack)
 
 
 def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: Mesh | None) -> Any:
@@ -142,7 +143,8 @@ def _split_over_devices(fn: Callable[[jax.Array], Any], stack: jax.Array, mesh: 
     missing = -count % mesh.size
     padding = jnp.zeros((missing, *stack.shape[1:]), stack.dtype)
     axis = PartitionSpec(mesh.axis_names)
-    split = jax.shard_map(fn, mesh=mesh, in_specs=axis, out_specs=axis)
+    # What ``fn`` starts its loops with does not say that it varies over the devices.
+    split = jax.shard_map(fn, mesh=mesh, in_specs=axis, out_specs=axis, check_vma=False)
     return jax.tree.map(lambda x: x[:count], split(jnp.concatenate([stack, padding])))
 
 
@@ -161,9 +163,8 @@ def eigenvalue_sums(
 
     def layer(operands: tuple[jax.Array, ...]) -> jax.Array:
         a_BxTxI, g_BxTxO, q_a, q_g = operands
-        gradients = jnp.einsum(
-            "BTI,BTO->BIO", _rotate(a_BxTxI, q_a), _rotate(g_BxTxO, q_g), precision=_EXACT
-        )
+        a_BxTxI, g_BxTxO = _rotate(wide(a_BxTxI), q_a), _rotate(wide(g_BxTxO), q_g)
+        gradients = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
         return jnp.sum(jnp.square(gradients), axis=0)
 
     leaves, indices = jax.tree.leaves(params), leaf_indices(params)
@@ -214,12 +215,14 @@ def diagonal_sums(
 def rotate_kernel(kernel_LxIxO: jax.Array, basis: Basis, *, back: bool = False) -> jax.Array:
     """Q_Aᵀ V Q_G for each layer of a kernel, or Q_A V Q_Gᵀ when ``back``."""
 
-    def layer(v: jax.Array, q_a: jax.Array, q_g: jax.Array) -> jax.Array:
+    def layer(operands: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        v, q_a, q_g = operands
         if back:
             q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
         return _rotate(_rotate(v.T, q_a).T, q_g)
 
-    return jax.vmap(layer)(kernel_LxIxO, basis.inputs, basis.outputs)
+    # One layer at a time: on a mesh its eigenvectors are gathered, not those of all layers.
+    return jax.lax.map(layer, (kernel_LxIxO, basis.inputs, basis.outputs))
 
 
 def covered_leaves(problem: Problem) -> dict[str, TapLayer]:
@@ -238,7 +241,10 @@ def input_owners(problem: Problem) -> dict[str, str]:
 def _tapped(
     problem: Problem, fisher: str, params: Tree, key: jax.Array, batch: Batch
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B."""
+    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B.
+
+    In the model's dtype: those of all layers exist at a time, and are widened layer by layer.
+    """
     taps = problem.taps
     assert taps is not None
 
@@ -252,7 +258,7 @@ def _tapped(
     real_BxTx1 = taps.mask(batch)[:, :, None]
 
     def clean(x: jax.Array, layer: TapLayer) -> jax.Array:
-        return jnp.where(real_BxTx1, wide(x if layer.scanned else x[None]), 0)
+        return jnp.where(real_BxTx1, x if layer.scanned else x[None], 0)
 
     pairs = {
         layer.leaf: (clean(inputs[layer.name], layer), clean(gradients[layer.name], layer))
@@ -271,9 +277,13 @@ def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.A
 
 def _second_moment(x_LxBxTxI: jax.Array, max_factor: int) -> jax.Array:
     """Σ x xᵀ over rows and positions, [L, k, b, b]."""
-    width = x_LxBxTxI.shape[-1]
-    x = x_LxBxTxI.reshape(*x_LxBxTxI.shape[:-1], _splits(width, max_factor), -1)
-    return jnp.einsum("LBTkb,LBTkc->Lkbc", x, x, precision=_EXACT)
+    parts = _splits(x_LxBxTxI.shape[-1], max_factor)
+
+    def layer(x_BxTxI: jax.Array) -> jax.Array:
+        x = wide(x_BxTxI).reshape(*x_BxTxI.shape[:-1], parts, -1)
+        return jnp.einsum("BTkb,BTkc->kbc", x, x, precision=_EXACT)
+
+    return jax.lax.map(layer, x_LxBxTxI)
 
 
 def _splits(width: int, max_factor: int) -> int:

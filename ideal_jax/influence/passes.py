@@ -53,11 +53,19 @@ class Placement:
 
     def spread(self, x: jax.Array) -> jax.Array:
         """``x`` split over all devices along its last axis, where that divides."""
-        mesh = self.mesh
-        if mesh is None or x.shape[-1] % mesh.size:
+        place = self.spread_sharding(x.shape)
+        if place is None or not any(place.spec):
             return x
-        last = PartitionSpec(*[None] * (x.ndim - 1), mesh.axis_names)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, last))
+        return jax.lax.with_sharding_constraint(x, place)
+
+    def spread_sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+        """That of ``spread``: a full copy everywhere where the last axis does not divide."""
+        mesh = self.mesh
+        if mesh is None:
+            return None
+        if not shape or shape[-1] % mesh.size:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), mesh.axis_names))
 
     def replicated(self, tree: Tree) -> Tree:
         """``tree`` on every device in full, so that every process can read it."""

@@ -73,6 +73,8 @@ class Problem:
         batch: draw from (key, example, position), or batches share their noise.
       regulariser: ``params -> ρ``, the term that was really optimised beside the data term.
       taps: see ``Taps``.
+      losses: ``(params, batch) -> (ℓ_B, w_B)``: the same as ``loss`` of ``outputs``, where it can
+        be had without all outputs at one time.
     """
 
     outputs: Callable[[Tree, Batch], Tree]
@@ -80,9 +82,12 @@ class Problem:
     sample_labels: Callable[[Tree, Batch, jax.Array], Batch] | None = None
     regulariser: Callable[[Tree], jax.Array] | None = None
     taps: Taps | None = None
+    losses: LossFn | None = None
 
     def example_loss(self, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """``(ℓ_B, w_B)`` at ``params``."""
+        if self.losses is not None:
+            return self.losses(params, batch)
         return self.loss(self.outputs(params, batch), batch)
 
 

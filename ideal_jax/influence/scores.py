@@ -49,7 +49,7 @@ def mean_gradient(
     """The gradient of the sample's mean loss: sums over all batches, one division."""
     placement = Placement.of(params)
     gradient, loss, weight = accumulate(
-        lambda batch: _gradient_sums(loss_fn, placement, params, batch),
+        lambda batch: gradient_sums(loss_fn, placement, params, batch),
         sample.batches,
         phase=phase,
         progress=progress,
@@ -76,7 +76,7 @@ def example_scores(
     progress(phase, 0, len(sample.batches))
     rows: list[tuple] = []
     for done, batch in enumerate(sample.batches, start=1):
-        rows.append(_batch_scores(loss_fn, placement, params, tangents, batch))
+        rows.append(batch_scores(loss_fn, placement, params, tangents, batch))
         # Fetch the batch before this one: the device always has work queued.
         if done > 1:
             rows[-2] = jax.device_get(rows[-2])
@@ -90,9 +90,11 @@ def example_scores(
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
-def _gradient_sums(
+def gradient_sums(
     loss_fn: LossFn, placement: Placement, params: Tree, batch: Batch
 ) -> tuple[Tree, jax.Array, jax.Array]:
+    """(Σ∇ℓ, Σℓ, Σw) over one batch."""
+
     def total(p: Tree) -> tuple[jax.Array, jax.Array]:
         l_B, w_B = loss_fn(p, batch)
         return jnp.sum(wide(l_B)), jnp.sum(wide(w_B))
@@ -103,9 +105,11 @@ def _gradient_sums(
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
-def _batch_scores(
+def batch_scores(
     loss_fn: LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
+    """(vᵀ∇ℓ [r, B], w_B) of one batch."""
+
     def score(tangent: Tree) -> tuple[jax.Array, jax.Array]:
         _, l_dot_B, w_B = jax.jvp(
             lambda p: loss_fn(p, batch), (params,), (cast_like(tangent, params),), has_aux=True

@@ -3,6 +3,7 @@
 from ideal_jax.training.log import check_tensorboard as check_tensorboard
 from ideal_jax.training.loop import TrainResult as TrainResult
 from ideal_jax.training.loop import start_state as start_state
+from ideal_jax.training.loop import step_program as step_program
 from ideal_jax.training.loop import train as train
 from ideal_jax.training.loss import decoder_loss as decoder_loss
 from ideal_jax.training.loss import decoder_nll as decoder_nll

@@ -57,7 +57,7 @@ def blocked_nll(
     return _swap(nll).reshape(B, blocks * block)[:, :T]
 
 
-def decoder_nll(model: Decoder, block: int) -> Callable[[Any, Batch], jax.Array]:
+def decoder_nll(model: Decoder, block: int = 128) -> Callable[[Any, Batch], jax.Array]:
     """(params, batch) -> nll_BxT of a decoder."""
 
     def nll(params: Any, batch: Batch) -> jax.Array:

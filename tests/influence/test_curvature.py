@@ -7,8 +7,8 @@ from jax.flatten_util import ravel_pytree
 from ideal_jax import trees
 from ideal_jax.influence.curvature import (
     GaussNewton,
-    _product_sum,
     mean_eigenvalue,
+    product_sum,
     total_weight,
 )
 from ideal_jax.influence.passes import Placement
@@ -55,7 +55,7 @@ def test_vectors_share_one_forward_pass(tiny):
 
     def tanhs(r):
         vectors = jax.tree.map(lambda x: jnp.ones((r, *x.shape)), tiny.params)
-        lowered = _product_sum.lower(tiny.problem, Placement(), tiny.params, vectors, batch)
+        lowered = product_sum.lower(tiny.problem, Placement(), tiny.params, vectors, batch)
         text = lowered.as_text()
         return [line.split(":")[-1] for line in text.splitlines() if "stablehlo.tanh" in line]
 

@@ -1,0 +1,147 @@
+"""Programs of a run, compiled for devices that are not there, and counted."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ideal_jax import config as config_lib
+from ideal_jax import sharding
+from ideal_jax.errors import UserError
+from ideal_jax.models import Decoder, DecoderConfig
+from ideal_jax.runs import cost
+from ideal_jax.runs.planning import aot, programs
+from ideal_jax.runs.planning.counted import matrix_flops
+from ideal_jax.runs.planning.hlo import collective_bytes
+
+ROOT = pathlib.Path(__file__).parents[2]
+PHASES = ["train", "generate", "gradient", "curvature", "eigen", "refit", "solve", "score"]
+SMALL = DecoderConfig(
+    vocab_size=64, d_model=256, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=768
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+    c = config_lib.load(ROOT / "configs" / "base.py")
+    c.data.row_length = 128
+    c.training.batch_size = 16
+    c.influence.layers = "mlp"
+    c.influence.batch_size = 4
+    c.eval.batch_size = 4
+    return c
+
+
+def by_name(config, cfg, mesh):
+    return {p.name: p for p in programs.programs(config, Decoder(cfg), mesh, 2)}
+
+
+@pytest.fixture(scope="module")
+def on_tpu(config):
+    """Every program for four TPU chips: splash attention, rematerialised, bfloat16."""
+    pytest.importorskip("libtpu")
+    cfg = dataclasses.replace(
+        SMALL, n_layers=2, attention="splash", remat="full", dtype="bfloat16", head_dim=128
+    )
+    mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=aot.tpu_devices("v5e:2x2"))
+    return by_name(config, cfg, mesh)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_phase_compiles_for_a_tpu(on_tpu, phase, tmp_path):
+    program, ticks = on_tpu[phase], []
+    compiled = aot.compile_program(program, tmp_path, ticks.append)
+    assert compiled.fits
+    assert ticks == sorted(ticks)
+    held = sum(v for k, v in compiled.by_class.items() if k != "activations")
+    arguments = aot.bytes_on_device(program.arguments)
+    assert arguments <= held <= compiled.peak_bytes
+    # The compiler pads what is no multiple of its tiles, and drops what is not used.
+    assert 0.6 * arguments <= compiled.argument_bytes <= 1.3 * arguments + 2**16
+    again = aot.compile_program(program, tmp_path)
+    assert again == compiled._replace(seconds=0.0)
+
+
+def test_all_phases_are_there(on_tpu):
+    assert list(on_tpu) == PHASES
+
+
+def test_a_program_too_large_for_the_device_is_a_result(tmp_path):
+    pytest.importorskip("libtpu")
+    mesh = sharding.make_mesh(fsdp=4, devices=aot.tpu_devices("v5e:2x2"))
+    x = jax.ShapeDtypeStruct((2**16, 2**17), jnp.float32, sharding=sharding.replicated(mesh))
+    program = programs.Program("train", jax.jit(lambda x: x + 1), (x,), {"params": x}, mesh)
+    compiled = aot.compile_program(program, tmp_path)
+    assert not compiled.fits
+    assert compiled.by_class == {"params": 2**35}
+    assert compiled.peak_bytes >= 2**36
+    assert "hbm" in compiled.refusal
+
+
+def test_collectives_count_as_often_as_their_loop_runs():
+    pytest.importorskip("libtpu")
+    mesh = sharding.make_mesh(fsdp=4, devices=aot.tpu_devices("v5e:2x2"))
+    rows, split = NamedSharding(mesh, PartitionSpec("fsdp")), PartitionSpec(None, "fsdp")
+
+    def body(x, w):
+        return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None
+
+    x = jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16, sharding=rows)
+    w = jax.ShapeDtypeStruct((7, 512, 512), jnp.bfloat16, sharding=NamedSharding(mesh, split))
+    lowered = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0]).lower(x, w)
+    assert collective_bytes(lowered.compile().as_text()) == {"all-gather": 7 * 512 * 512 * 2}
+
+
+def test_a_slice_that_does_not_exist_is_refused():
+    pytest.importorskip("libtpu")
+    with pytest.raises(UserError, match="v5e:3x5"):
+        aot.tpu_devices("v5e:3x5")
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match=r'pip install "ideal-jax\[tpu\]"'):
+        aot.tpu_devices("v5e:2x4")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_flops_by_formula_are_those_of_the_program(config, layers):
+    cfg = dataclasses.replace(SMALL, n_layers=layers)
+    traced = by_name(config, cfg, sharding.make_mesh())["train"].trace()
+    formula = cost.train_flops(cfg, 16 * 128, 128)
+    assert matrix_flops(traced) == pytest.approx(formula, rel=0.03)
+    if layers == 1:  # XLA's own count takes the body of a loop once
+        counted = traced.lower().compile().cost_analysis()["flops"]
+        assert counted == pytest.approx(formula, rel=0.03)
+
+
+def test_scores_cost_two_forward_passes_a_tangent(config):
+    program = by_name(config, SMALL, sharding.make_mesh())["score"]
+    rows, length = program.classes["batch"]["tokens"].shape
+    tangents = len(jax.tree.leaves(program.classes["vectors"])[0])
+    formula = cost.score_flops(SMALL, length, rows * length, tangents)
+    assert matrix_flops(program.trace()) == pytest.approx(formula, rel=0.03)
+
+
+def test_a_training_step_needs_the_memory_that_was_planned():
+    """Here, on the CPU: a process of its own, whose memory nobody else has grown."""
+    script = pathlib.Path(__file__).parent / "planned_run.py"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, str(script), "train"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["planned_arguments"] == pytest.approx(told["arguments"], rel=1e-3)
+    assert told["by_class"] == pytest.approx(told["arguments"], rel=1e-3)
+    assert told["work"] == pytest.approx(told["planned_work"], rel=0.15)
