@@ -34,6 +34,13 @@ RUNTIME = frozenset(
         "mesh.tensor",
         "model.attention",
         "model.remat",
+        "plan.compile",
+        "plan.example_tokens",
+        "plan.examples",
+        "plan.model",
+        "plan.price",
+        "plan.search",
+        "plan.topology",
         "training.checkpoint_every",
         "training.log_every",
         "verify.changes",
@@ -54,6 +61,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
         """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
         model.d_ff base.examples base.batch_size training.batch_size training.micro_batches
         training.checkpoint_every training.log_every loss.block mixture.max_repetition verify.orders
+        plan.examples plan.example_tokens
         influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
     ),
     "must be at least 2, or there is no error bar": (
@@ -63,7 +71,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents influence.budget verify.round
+        influence.tangents influence.budget verify.round plan.price
         lora.rank""",
     ),
     "must be above 0": (
