@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -105,10 +106,13 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config that the file's ``get_config()`` returns, locked but for ``data.sources``.
 
+    ``FILE.py:TEXT`` calls ``get_config(TEXT)``.
+
     Raises:
       UserError: no such file, it does not run (names the line), or it gives no config.
     """
-    path = pathlib.Path(path)
+    name, colon, argument = str(path).partition(".py:")
+    path = pathlib.Path(f"{name}.py" if colon else path)
     if not path.is_file():
         raise UserError(f"--config={path}: no such file")
     spec = importlib.util.spec_from_file_location(f"ideal_jax_config_{path.stem}", path)
@@ -119,7 +123,9 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"--config={path}: the file defines no get_config()")
-        config = module.get_config()
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"--config={path}:{argument}: its get_config() takes no argument")
+        config = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
     except Exception as error:
@@ -135,6 +141,13 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     if "sources" in config.get("data", ()):
         config.data.sources.unlock()  # a file built on this one adds domains
     return config
+
+
+def with_argument(path: str, argument: str) -> str:
+    """``FILE.py:ARGUMENT`` if the file's ``get_config`` takes one, else ``FILE.py``."""
+    file = pathlib.Path(path)
+    text = file.read_text() if file.is_file() else ""
+    return f"{path}:{argument}" if re.search(r"def get_config\(\w", text) else path
 
 
 def _where(path: pathlib.Path, error: Exception) -> str:

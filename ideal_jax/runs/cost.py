@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ideal_jax.models import DecoderConfig
 
 # Kronecker-factored passes over the curvature examples: factors; factors and eigenvalues.
-_KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
+KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
 _DIAGONAL = ("fisher_diag", "kfac", "ekfac", "ggn_cg", "hessian_cg")
 # Forward passes that one product of its curvature with one vector costs.
 _PRODUCT = {"ggn_cg": 4, "hessian_cg": 6}
@@ -92,7 +92,7 @@ def curvature_flops(
     """
     forwards = tokens * _PRODUCT.get(estimator, 0) * vectors
     forwards += tokens * 3 * (estimator in _DIAGONAL)
-    passes = _KRONECKER.get(estimator, 0)
+    passes = KRONECKER.get(estimator, 0)
     total = forward_flops(cfg, forwards + tokens * 2 * passes, length)
     if passes:
         total += factor_flops(matrices, tokens, passes) + eigen_flops(matrices)

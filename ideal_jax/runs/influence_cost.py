@@ -76,15 +76,12 @@ def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matri
     """The dense layers with Kronecker factors."""
     shapes = {leaf_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     owners = input_owners(problem) if problem.taps else {}
-    return [
-        cost.Matrix(
-            math.prod(shapes[leaf][:-2]),
-            *shapes[leaf][-2:],
-            blocks=tuple(block_width(width, max_factor) for width in shapes[leaf][-2:]),
-            owns_input=owner == leaf,
-        )
-        for leaf, owner in owners.items()
-    ]
+    found = []
+    for leaf, owner in owners.items():
+        *stacked, i, o = shapes[leaf]
+        blocks = block_width(i, max_factor), block_width(o, max_factor)
+        found.append(cost.Matrix(math.prod(stacked), i, o, blocks, owner == leaf))
+    return found
 
 
 def _positions(samples: Mapping[str, Sample]) -> int:

@@ -39,9 +39,7 @@ def trained_scalars(cfg: DecoderConfig) -> int:
     return cfg.n_layers * cfg.lora.rank * sum(i + o for i, o in covered)
 
 
-def repeated_flops(
-    cfg: DecoderConfig, tokens: float, seen: float, parts: tuple[str, ...]
-) -> float:
+def repeated_flops(cfg: DecoderConfig, tokens: float, seen: float, parts: tuple[str, ...]) -> float:
     """FLOPs of computing ``parts`` of the forward pass of ``tokens`` tokens once more.
 
     Args:

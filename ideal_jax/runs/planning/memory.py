@@ -7,6 +7,7 @@ has its parameters gathered and everything that its backward pass needs at hand.
 import math
 from typing import NamedTuple
 
+from ideal_jax.runs import cost
 from ideal_jax.runs.planning import layers
 from ideal_jax.runs.planning.setting import Amounts, Setting
 
@@ -44,11 +45,11 @@ def room(s: Setting, by_phase: dict[str, Bytes]) -> Room:
 
 def memory(s: Setting, amounts: Amounts) -> dict[str, Bytes]:
     """Every phase's bytes."""
-    found = {"training": train_memory(s)}
+    found = {"train": train_memory(s)}
     if amounts.updates:
         found |= _influence(s, amounts)
     if amounts.prompts:
-        found["generation"] = _generation(s, amounts)
+        found["generate"] = _generation(s, amounts)
     return found
 
 
@@ -114,40 +115,66 @@ def _gathered(s: Setting, *, gradients: bool) -> float:
 
 
 def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
-    shards, r = s.fsdp * s.tensor, a.tangents
-    rows = math.ceil(s.influence.batch_size / s.ways)
-    trained = layers.trained_scalars(s.cfg) / shards * _WIDE
-    logits, wide = _logits(s, rows * s.length, 1), 0.75 * rows * s.length * _tape(s, fused=True)
+    tokens, shards = s.influence_rows * s.length, s.fsdp * s.tensor
+    trained, r = layers.trained_scalars(s.cfg) / shards * _WIDE, a.tangents
+    # Attention without a fused kernel takes a piece of the queries at a time, and so does the loss.
+    wide = tokens * _tape(s, fused=True)
+    logits = _logits(s, s.influence_rows * min(s.block, s.length), 1)
     params = _params(s)
-    both = {"params": params, "vectors": 2.0 * a.domains * trained}
-    found = {
-        "scores": {
-            **both,
-            "gathered": (1 + r) * _gathered(s, gradients=False),
-            "at work": max((1 + r) * wide, (1 + 2 * r) * logits),
+    found: dict[str, Bytes] = {
+        "gradient": {
+            "params": params,
+            "gradients": 2.0 * trained,
+            "activations": s.cfg.n_layers * tokens * saved(s),
+            "gathered": _gathered(s, gradients=True),
+            "at work": max(1.5 * wide, 3 * logits),
         }
     }
-    matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
-    if s.influence.estimator in ("kfac", "ekfac", "ggn_cg", "hessian_cg"):
-        squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
-        kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / shards
-        spread = squares * _WIDE / s.topology.devices
-        widths = sum(sum(width for width, _ in m.sides) for m in matrices) / s.tensor
-        taps = rows * s.length * widths * s.cfg.n_layers * (_WIDE + s.activation_bytes)
-        groups = s.influence.layer_groups
-        found["curvature"] = {
-            "params": params,
-            "curvature": (2 * spread + 2 * kernels) / groups + (spread + kernels) * (groups > 1),
-            "activations": taps / groups,
-            "gathered": _gathered(s, gradients=False),
-            "at work": max(2 * wide, 3 * logits),
-        }
-        found["solve"] = {
-            **both,
-            "curvature": spread + kernels,
-            "gathered": 2.0 * max(m.inputs * m.outputs for m in matrices) * _WIDE * a.domains,
-        }
+    if s.influence.estimator in cost.KRONECKER:
+        found |= _curvature(s, a, trained, wide)
+    found["score"] = {
+        "params": params,
+        # From the references' side the mean gradients of all domains are at hand.
+        "vectors": (a.domains + r) * trained,
+        "curvature": found.get("solve", {}).get("curvature", 0.0),
+        "gathered": (1 + r) * _gathered(s, gradients=False),
+        "at work": max(0.75 * (1 + r) * wide, (1 + 2 * r) * logits),
+    }
     return found
+
+
+def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str, Bytes]:
+    """Factors, their eigenvectors and eigenvalues; groups of layers are fitted one by one."""
+    matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
+    tokens, groups = s.influence_rows * s.length, s.influence.layer_groups
+    squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
+    spread = squares * _WIDE / s.topology.devices
+    kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / (s.fsdp * s.tensor)
+    read = sum(m.layers * width for m in matrices for width, _ in m.sides)
+    taps = tokens * read * s.activation_bytes / s.tensor
+    done = (spread + kernels) * (1 - 1 / groups)
+    batch = {
+        "params": _params(s),
+        "activations": taps / groups,
+        "gathered": _gathered(s, gradients=False),
+        "at work": max(2 * wide, _logits(s, tokens, 3)),
+    }
+    largest = max(block for m in matrices for _, block in m.sides)
+    return {
+        "curvature": {**batch, "curvature": done + 2 * spread / groups},
+        "eigen": {
+            "params": _params(s),
+            "curvature": done + 3 * spread / groups,
+            "at work": 8.0 * largest**2 * _WIDE,
+        },
+        "refit": {**batch, "curvature": done + (spread + 2 * kernels) / groups},
+        "solve": {
+            "params": _params(s),
+            "vectors": (a.domains + 2 * a.tangents) * trained,
+            "curvature": spread + kernels,
+            "at work": 2.0 * a.tangents * trained,
+        },
+    }
 
 
 def _generation(s: Setting, a: Amounts) -> Bytes:

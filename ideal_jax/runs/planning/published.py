@@ -1,11 +1,11 @@
 """Speeds that others published, and the efficiency of each chip that they give.
 
 All of MaxText: bf16 activations, float32 parameters and Adam (70B on v6e:4x8: all bf16), flash
-attention. v5e and v5p: ``MaxText/configs/v5e/README.md`` and ``v5p/README.md`` with the scripts beside
-them; Llama 2 70B on v5p: ``docs/reference/models/tiering.md`` and ``v5p/llama2_70b.sh``; v6e: the logs
-in ``training/trillium`` of AI-Hypercomputer/tpu-recipes; H100: ``MaxText/configs/a3/llama_2_7b``. Where
-only FLOP/s are given they are turned into tokens/s by the count they were made with: attention not
-halved.
+attention. v5e and v5p: ``MaxText/configs/v5e/README.md`` and ``v5p/README.md`` with the scripts
+beside them; Llama 2 70B on v5p: ``docs/reference/models/tiering.md`` and ``v5p/llama2_70b.sh``;
+v6e: the logs in ``training/trillium`` of AI-Hypercomputer/tpu-recipes; H100:
+``MaxText/configs/a3/llama_2_7b``. Where only FLOP/s are given they are turned into tokens/s by the
+count they were made with: attention not halved.
 """
 
 import functools

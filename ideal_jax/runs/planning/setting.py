@@ -57,6 +57,11 @@ class Setting(NamedTuple):
         return self.batch / self.ways / self.micro_batches
 
     @property
+    def influence_rows(self) -> int:
+        """Rows of an influence batch on one device's share of the mesh."""
+        return math.ceil(self.influence.batch_size / self.ways)
+
+    @property
     def param_bytes(self) -> int:
         """Of a scalar parameter."""
         return jnp.dtype(self.cfg.param_dtype).itemsize

@@ -39,6 +39,11 @@ class Topology(NamedTuple):
     slices: int
 
     @property
+    def slice_name(self) -> str:
+        """Of one slice."""
+        return self.name.rsplit("*")[-1]
+
+    @property
     def devices(self) -> int:
         """How many."""
         return self.slices * math.prod(self.shape)

@@ -61,42 +61,50 @@ def train_work(s: Setting, repeated: tuple[str, ...] | None = None) -> Work:
     )
 
 
-def phases(s: Setting, amounts: Amounts) -> dict[str, Work]:
-    """Every phase of a whole run, with how often each program is executed."""
-    a, found = amounts, {"training": train_work(s)._replace(executions=amounts.steps)}
-    found["training"] = found["training"]._replace(executions=a.steps * a.trainings)
-    rows = math.ceil(s.influence.batch_size / s.ways)
-    each = rows * s.length  # positions of an influence batch on a device
+def phases(s: Setting, a: Amounts) -> dict[str, Work]:
+    """Every program of a whole run by its name, with how often it is executed."""
+    found = {"train": train_work(s)._replace(executions=a.steps * a.trainings)}
+    if a.updates:
+        found |= _influence(s, a)
+    if a.prompts:
+        found["generate"] = _generation(s, a)
+    return found
+
+
+def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
+    each = s.influence_rows * s.length  # positions of a batch on a device
 
     def batches(tokens: float) -> float:
         return a.updates * math.ceil(tokens / (each * s.ways))
 
     gradient = _pass(s, each, s.length, layers.REPEATED[s.cfg.remat], gradients=True)
+    found = {"gradient": gradient._replace(executions=batches(a.references))}
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
-    if s.influence.estimator in cost._KRONECKER:
-        passes = cost._KRONECKER[s.influence.estimator]
-        exact = cost.factor_flops(matrices, each * s.ways, passes) / passes
-        activations = gradient._replace(
-            flops=_flops(s, each, s.length, 2.0), exact_flops=exact / s.topology.devices
+    passes = cost.KRONECKER.get(s.influence.estimator, 0)
+    for name in ("curvature", "refit")[:passes]:
+        # Backward through the activations alone. The passes for factors differ by each example's
+        # gradient, which only the second forms.
+        first = cost.factor_flops(matrices, each * s.ways, 1)
+        exact = first if name == "curvature" else cost.factor_flops(matrices, each * s.ways, 2)
+        found[name] = gradient._replace(
+            flops=_flops(s, each, s.length, 2.0),
+            exact_flops=(exact - first * (name == "refit")) / s.topology.devices,
+            executions=batches(a.curvature),
         )
-        found["curvature"] = activations._replace(executions=passes * batches(a.curvature))
-        eigen = cost.eigen_flops(matrices) / s.topology.devices
+    if passes:
         slower = _JACOBI if s.topology.platform == "tpu" else 1.0
-        found["eigendecomposition"] = Work(exact_flops=eigen * slower, executions=a.updates)
+        eigen = slower * cost.eigen_flops(matrices) / s.topology.devices
         solve = cost.solve_flops(matrices, 2.0 * a.domains) / s.topology.devices
+        found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
         found["solve"] = Work(exact_flops=solve, executions=a.updates)
-    found["reference gradients"] = gradient._replace(executions=batches(a.references))
     score = _pass(s, each, s.length, (), gradients=False)
-    tangents = cost.score_flops(s.cfg, s.length, each, a.tangents) / s.tensor
-    score = score._replace(
-        flops=tangents,
+    found["score"] = score._replace(
+        flops=cost.score_flops(s.cfg, s.length, each, a.tangents) / s.tensor,
         fsdp_bytes=score.fsdp_bytes * (1 + 2 * a.tangents),
         tensor_bytes=score.tensor_bytes * (1 + a.tangents),
+        executions=math.ceil(a.domains / a.tangents) * batches(a.scored),
     )
-    repeats = math.ceil(a.domains / a.tangents)
-    found["scores"] = score._replace(executions=repeats * batches(a.scored))
-    found["generation"] = _generation(s, a)
-    return {name: work for name, work in found.items() if work.executions}
+    return found
 
 
 def seen(s: Setting) -> float:
@@ -131,8 +139,6 @@ def _pass(
 
 def _generation(s: Setting, a: Amounts) -> Work:
     """A new token for each of a batch; the prompt counts as so many forward passes."""
-    if not a.prompts:
-        return Work(executions=0)
     rows = math.ceil(s.eval_batch / s.ways)
     one = _pass(s, rows, a.prompt_tokens + a.new_tokens, (), gradients=False)
     prompt = _flops(s, rows * a.prompt_tokens, a.prompt_tokens, 1.0) / a.new_tokens
