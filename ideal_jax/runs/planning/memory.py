@@ -45,12 +45,14 @@ def room(s: Setting, by_phase: dict[str, Bytes]) -> Room:
 
 def memory(s: Setting, amounts: Amounts) -> dict[str, Bytes]:
     """Every phase's bytes."""
-    found = {"train": train_memory(s)}
+    train, found = train_memory(s), {}
     if amounts.updates:
         found |= _influence(s, amounts)
     if amounts.prompts:
         found["generate"] = _generation(s, amounts)
-    return found
+    # The state of a training stays until its round is over.
+    held = {"optimizer": train["optimizer"]}
+    return {"train": train} | {name: phase | held for name, phase in found.items()}
 
 
 def train_memory(s: Setting) -> Bytes:
