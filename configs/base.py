@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     t.beta1 = 0.9  # [result] AdamW
     t.beta2 = 0.99  # [result] AdamW
     t.epsilon = 1e-8  # [result] AdamW
+    t.moment_dtype = ""  # [result] AdamW's first moment: float32, bfloat16; "": as parameters
     t.clip_norm = 1.0  # [result] global gradient norm is clipped to this
     t.checkpoint_every = 128  # [runtime] steps between checkpoints
     t.log_every = 8  # [runtime] steps between lines of metrics.jsonl
@@ -132,6 +133,15 @@ def get_config() -> ConfigDict:
     v.estimators = "identity,ekfac,ggn_cg"  # [runtime] what is compared; empty: the run's own
     v.domains = ""  # [runtime] domains to move, comma-separated; empty: all of them
     v.orders = 1  # [runtime] orders of the rows to repeat everything in
+
+    c.plan = pl = ConfigDict()  # ideal-jax plan: will it fit, how fast, what will it cost?
+    pl.topology = ""  # [runtime] machine: v5e:4x8, v5p:4x4x8, 2*v6e:16x16, h100:8, h200:1, cpu:1
+    pl.search = False  # [runtime] also look for the best mesh, remat and micro-batches
+    pl.compile = True  # [runtime] compile ahead of time where that is possible (TPU, this machine)
+    pl.price = 0.0  # [runtime] money for one device and hour; 0: none is told
+    pl.model = ""  # [runtime] folder with the model's config.json; empty: model.init is one
+    pl.examples = 50000  # [runtime] train examples of all domains, if not in mixture.counts
+    pl.example_tokens = 512  # [runtime] mean length of an example
 
     c.mesh = me = ConfigDict()  # devices = replica x fsdp x tensor; -1: what is left
     me.replica = 1  # [runtime] copies of the parameters

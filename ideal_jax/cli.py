@@ -24,6 +24,7 @@ usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [-
   run        decide the mixture, train the balanced model, evaluate every round, write the report
   influence  measure at the model in --config.model.init what more of each domain would do
   verify     train again with one domain moved and compare with what influence predicts
+  plan       will it fit, how fast, what will it cost? on --topology=v5p:4x4x8, h100:8 …; --search
   data       validate and count the data, find duplicates and leaks; --show=N prints examples
   export     write the best round's model as a Hugging Face folder (run has done so)
   report     rebuild report.html from the files of a work directory (needs only --workdir)
@@ -111,6 +112,26 @@ def _data(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    arguments = ["--search=true" if a == "--search" else a for a in arguments]
+    short = {"topology": "config.plan.topology", "search": "config.plan.search"}
+    pairs = [(short.get(name, name), value) for name, value in _pairs(arguments)]
+    values = dict(pairs)
+    machine = values.get("config.plan.topology", "")
+    if machine and ".py:" not in values.get("config", ".py:"):
+        # A config that has a setting for each kind of machine gives that of this one.
+        pairs.append(("config", config_lib.with_argument(values["config"], machine)))
+    rest = [f"--{name}={value}" for name, value in pairs]
+    config, workdir = parse(rest, needs_config=True, needs_workdir=False)
+    import jax
+
+    from ideal_jax import runs
+
+    jax.config.update("jax_platforms", "cpu")  # the machine that is planned is another
+    runs.plan_run(config, workdir)
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     _, workdir = parse(arguments, needs_config=False)
     from ideal_jax.report import write_report
@@ -124,13 +145,18 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "influence": functools.partial(_with_config, "influence"),
     "verify": functools.partial(_with_config, "verify"),
     "export": functools.partial(_with_config, "export"),
+    "plan": _plan,
     "data": _data,
     "report": _report,
 }
 
 
-def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, Path]:
+def parse(
+    arguments: Sequence[str], *, needs_config: bool, needs_workdir: bool = True
+) -> tuple[Any, Any]:
     """(config, workdir) from a verb's arguments; the last of a repeated flag counts.
+
+    What is not needed and not given is None.
 
     Raises:
       UserError: one line for whatever is wrong with a flag, a key or a value.
@@ -150,6 +176,8 @@ def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, Path]:
             if name.startswith("config."):
                 config_lib.override(config, name.removeprefix("config."), value)
     if not values.get("workdir"):
+        if not needs_workdir:
+            return config, None
         raise UserError("--workdir=DIR is missing: the run and its results live there")
     workdir = values["workdir"]
     if "://" in workdir:

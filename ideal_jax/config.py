@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -36,6 +37,13 @@ RUNTIME = frozenset(
         "mesh.tensor",
         "model.attention",
         "model.remat",
+        "plan.compile",
+        "plan.example_tokens",
+        "plan.examples",
+        "plan.model",
+        "plan.price",
+        "plan.search",
+        "plan.topology",
         "training.checkpoint_every",
         "training.log_every",
         "verify.changes",
@@ -56,6 +64,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
         """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
         model.d_ff base.examples base.batch_size training.batch_size training.micro_batches
         training.checkpoint_every training.log_every loss.block mixture.max_repetition verify.orders
+        plan.examples plan.example_tokens
         influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
     ),
     "must be at least 2, or there is no error bar": (
@@ -65,7 +74,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents influence.budget verify.round
+        influence.tangents influence.budget verify.round plan.price
         lora.rank""",
     ),
     "must be above 0": (
@@ -99,10 +108,13 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config that the file's ``get_config()`` returns, locked but for ``data.sources``.
 
+    ``FILE.py:TEXT`` calls ``get_config(TEXT)``.
+
     Raises:
       UserError: no such file, it does not run (names the line), or it gives no config.
     """
-    path = pathlib.Path(path)
+    name, colon, argument = str(path).partition(".py:")
+    path = pathlib.Path(f"{name}.py" if colon else path)
     if not path.is_file():
         raise UserError(f"--config={path}: no such file")
     spec = importlib.util.spec_from_file_location(f"ideal_jax_config_{path.stem}", path)
@@ -113,7 +125,9 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"--config={path}: the file defines no get_config()")
-        config = module.get_config()
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"--config={path}:{argument}: its get_config() takes no argument")
+        config = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
     except Exception as error:
@@ -129,6 +143,13 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     if "sources" in config.get("data", ()):
         config.data.sources.unlock()  # a file built on this one adds domains
     return config
+
+
+def with_argument(path: str, argument: str) -> str:
+    """``FILE.py:ARGUMENT`` if the file's ``get_config`` takes one, else ``FILE.py``."""
+    file = pathlib.Path(path)
+    text = file.read_text() if file.is_file() else ""
+    return f"{path}:{argument}" if re.search(r"def get_config\(\w", text) else path
 
 
 def _where(path: pathlib.Path, error: Exception) -> str:

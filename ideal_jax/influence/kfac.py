@@ -277,18 +277,19 @@ def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.A
 
 def _second_moment(x_LxBxTxI: jax.Array, max_factor: int) -> jax.Array:
     """Σ x xᵀ over rows and positions, [L, k, b, b]."""
-    parts = _splits(x_LxBxTxI.shape[-1], max_factor)
+    block = block_width(x_LxBxTxI.shape[-1], max_factor)
 
     def layer(x_BxTxI: jax.Array) -> jax.Array:
-        x = wide(x_BxTxI).reshape(*x_BxTxI.shape[:-1], parts, -1)
+        x = wide(x_BxTxI).reshape(*x_BxTxI.shape[:-1], -1, block)
         return jnp.einsum("BTkb,BTkc->kbc", x, x, precision=_EXACT)
 
     return jax.lax.map(layer, x_LxBxTxI)
 
 
-def _splits(width: int, max_factor: int) -> int:
-    """The fewest equal parts of a width that are not wider than ``max_factor``."""
-    return next(k for k in range(1, width + 1) if width % k == 0 and width // k <= max_factor)
+def block_width(width: int, max_factor: int) -> int:
+    """Of the fewest equal parts of a width that are not wider than ``max_factor``."""
+    parts = (k for k in range(1, width + 1) if width % k == 0 and width // k <= max_factor)
+    return width // next(parts)
 
 
 def _rotate(x: jax.Array, q_kxbxc: jax.Array) -> jax.Array:

@@ -11,24 +11,50 @@ from typing import NamedTuple
 from ideal_jax.models import DecoderConfig
 
 # Kronecker-factored passes over the curvature examples: factors; factors and eigenvalues.
-_KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
+KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
 _DIAGONAL = ("fisher_diag", "kfac", "ekfac", "ggn_cg", "hessian_cg")
 # Forward passes that one product of its curvature with one vector costs.
 _PRODUCT = {"ggn_cg": 4, "hessian_cg": 6}
 
 
 class Matrix(NamedTuple):
-    """A dense layer with Kronecker factors: L layers of I×O."""
+    """A dense layer with Kronecker factors: L layers of I×O.
+
+    Attributes:
+      blocks: widths of the equal diagonal blocks of its two factors.
+      owns_input: no other layer has computed the factor of its inputs.
+    """
 
     layers: int
     inputs: int
     outputs: int
+    blocks: tuple[int, int]
+    owns_input: bool = True
+
+    @property
+    def sides(self) -> list[tuple[int, int]]:
+        """(width, width of its blocks) of the factors that are computed for this layer."""
+        both = [(self.inputs, self.blocks[0]), (self.outputs, self.blocks[1])]
+        return both if self.owns_input else both[1:]
+
+
+def dense_layers(cfg: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(I, O) of a block's matrices by their path."""
+    D, N, K, F = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim, cfg.d_ff
+    return {
+        "layers/attention/q": (D, N),
+        "layers/attention/k": (D, K),
+        "layers/attention/v": (D, K),
+        "layers/attention/o": (N, D),
+        "layers/mlp/gate": (D, F),
+        "layers/mlp/up": (D, F),
+        "layers/mlp/down": (F, D),
+    }
 
 
 def forward_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
     """FLOPs of one forward pass over ``tokens`` tokens (padding included) in rows of ``length``."""
-    attention = cfg.d_model * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
-    matrices = cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff)
+    matrices = cfg.n_layers * sum(i * o for i, o in dense_layers(cfg).values())
     matrices += cfg.d_model * cfg.padded_vocab
     scores = 2 * cfg.n_layers * length * cfg.n_heads * cfg.head_dim
     return 2.0 * tokens * (matrices + scores)
@@ -62,18 +88,34 @@ def curvature_flops(
     """FLOPs of fitting a curvature to ``tokens`` tokens and of its products with ``vectors``.
 
     A pass for factors is a forward and a backward through the activations alone (as much again),
-    and the second moments of inputs and output gradients; one for eigenvalues rotates these and
-    forms each example's gradient; one for the diagonal is a forward and a backward. An
-    eigendecomposition of b×b counts 9 b³ (Golub and Van Loan, 4th ed., §8.3).
+    and ``factor_flops``; one for the diagonal is a forward and a backward.
     """
     forwards = tokens * _PRODUCT.get(estimator, 0) * vectors
     forwards += tokens * 3 * (estimator in _DIAGONAL)
-    passes = _KRONECKER.get(estimator, 0)
+    passes = KRONECKER.get(estimator, 0)
     total = forward_flops(cfg, forwards + tokens * 2 * passes, length)
-    for L, I, O in matrices if passes else ():  # noqa: E741
-        total += L * (2.0 * tokens * passes * (I * I + O * O) + 9.0 * (I**3 + O**3))
-        total += L * 2.0 * tokens * I * O * (passes - 1)
+    if passes:
+        total += factor_flops(matrices, tokens, passes) + eigen_flops(matrices)
     return total
+
+
+def factor_flops(matrices: Sequence[Matrix], tokens: float, passes: int) -> float:
+    """FLOPs of second moments of inputs and output gradients; a second pass rotates these and forms
+    each example's gradient."""
+    rotated = sum(m.layers * width * block for m in matrices for width, block in m.sides)
+    formed = sum(m.layers * m.inputs * m.outputs for m in matrices)
+    return 2.0 * tokens * (passes * rotated + (passes - 1) * formed)
+
+
+def eigen_flops(matrices: Sequence[Matrix]) -> float:
+    """FLOPs of the eigendecompositions: 9 b³ each (Golub and Van Loan, 4th ed., §8.3)."""
+    return 9.0 * sum(m.layers * width * block**2 for m in matrices for width, block in m.sides)
+
+
+def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
+    """FLOPs of H⁻¹ with its residual: each vector goes into the eigenbasis and back, twice."""
+    each = sum(m.layers * m.inputs * m.outputs * sum(m.blocks) for m in matrices)
+    return 8.0 * vectors * each
 
 
 def score_flops(cfg: DecoderConfig, length: float, tokens: float, tangents: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from ideal_jax.influence import ESTIMATORS, Problem, Sample
+from ideal_jax.influence.kfac import block_width, input_owners
 from ideal_jax.influence.problem import leaf_name
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.runs import cost
@@ -42,7 +43,7 @@ class Price:
         self._tangents = self._R + parts * (ESTIMATORS[self._name].parts is not None)
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
-        self._matrices = _matrices(problem, trained_shapes(session))
+        self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
 
     def paid(
         self,
@@ -71,11 +72,16 @@ class Price:
         return total + cost.score_flops(cfg, length, self._spread, self._n)
 
 
-def _matrices(problem: Problem, params: Any) -> list[cost.Matrix]:
+def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matrix]:
     """The dense layers with Kronecker factors."""
     shapes = {leaf_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    layers = problem.taps.layers if problem.taps else ()
-    return [cost.Matrix(math.prod(shapes[x.leaf][:-2]), *shapes[x.leaf][-2:]) for x in layers]
+    owners = input_owners(problem) if problem.taps else {}
+    found = []
+    for leaf, owner in owners.items():
+        *stacked, i, o = shapes[leaf]
+        blocks = block_width(i, max_factor), block_width(o, max_factor)
+        found.append(cost.Matrix(math.prod(stacked), i, o, blocks, owner == leaf))
+    return found
 
 
 def _positions(samples: Mapping[str, Sample]) -> int:

@@ -60,6 +60,7 @@ def adamw(config: FrozenConfigDict, steps: int) -> optax.GradientTransformation:
             eps=config.epsilon,
             # Far below any square that counts, and enough for √v to have a derivative at v = 0.
             eps_root=1e-30,
+            mu_dtype=config.moment_dtype or None,
             weight_decay=config.weight_decay,
             mask=matrices,
         ),

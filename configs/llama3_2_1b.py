@@ -1,0 +1,47 @@
+"""Llama 3.2 1B, all parameters.
+
+    ideal-jax plan --config=configs/llama3_2_1b.py --topology=h100:1
+    ideal-jax run --config=configs/llama3_2_1b.py:h100:1 \\
+        --config.data.root=FOLDER --workdir=runs/llama3_2_1b
+
+By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
+
+    h100:1     64.7 of  74.4 GiB,  5.75 s/step,  45,603 tokens/s, MFU 36%, run  1.3 h
+    h200:1     64.7 of 131.1 GiB,  5.75 s/step,  45,603 tokens/s, MFU 36%, run  1.3 h
+    v5e:2x4    10.3 of  14.9 GiB,  2.23 s/step, 117,752 tokens/s, MFU 58%, run  0.6 h
+    v6e:2x4    10.3 of  29.8 GiB,  0.68 s/step, 384,461 tokens/s, MFU 41%, run  0.2 h
+    v5p:2x2x1  20.7 of  88.4 GiB,  1.81 s/step, 144,634 tokens/s, MFU 62%, run  0.5 h
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ideal_jax.config import load
+
+# By machine or kind of machine; what is not named here is as in large.py.
+_MACHINES: dict[str, dict] = {
+    "h100": {
+        "training.micro_batches": 16,
+        "influence.batch_size": 4,
+        "influence.layer_groups": 2,
+        "influence.max_factor": 4096,
+        "eval.batch_size": 32,
+    },
+    "h200": {
+        "training.micro_batches": 8,
+        "influence.layer_groups": 2,
+        "influence.max_factor": 4096,
+    },
+    "v5e": {"training.micro_batches": 4},
+    "v6e": {"training.micro_batches": 4},
+}
+
+
+def get_config(machine: str = "h100:1") -> ConfigDict:
+    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c.model.init = "meta-llama/Llama-3.2-1B"
+    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Llama-3.2-1B")
+    chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
+    c.update_from_flattened_dict(chosen)
+    return c

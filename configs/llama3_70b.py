@@ -1,0 +1,46 @@
+"""Llama 3.1 70B, all parameters.
+
+    ideal-jax plan --config=configs/llama3_70b.py --topology=v5p:4x4x8
+    ideal-jax run --config=configs/llama3_70b.py:v5p:4x4x8 \\
+        --config.data.root=FOLDER --workdir=runs/llama3_70b
+
+By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
+
+    v5p:4x4x8  48.3 of  88.4 GiB,  2.46 s/step, 106,446 tokens/s, MFU 77%, run  1.2 h
+    v5e:16x16  14.7 of  14.9 GiB,  7.72 s/step,  67,912 tokens/s, MFU 57%, run  1.8 h
+    v6e:16x16  28.9 of  29.8 GiB,  2.28 s/step, 229,844 tokens/s, MFU 42%, run  0.7 h
+    h100:64    56.1 of  74.4 GiB, 13.12 s/step,  19,983 tokens/s, MFU 13%, run 13.2 h
+    h200:32   112.1 of 131.1 GiB, 12.20 s/step,  21,489 tokens/s, MFU 29%, run 11.6 h
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ideal_jax.config import load
+
+# By machine or kind of machine; what is not named here is as in large.py.
+_MACHINES: dict[str, dict] = {
+    "v5p": {"model.remat": "dots", "influence.batch_size": 128, "influence.layer_groups": 2},
+    "v5e": {
+        "mesh.tensor": 8,
+        "model.remat": "dots",
+        "training.batch_size": 256,
+        "training.micro_batches": 8,
+        "influence.batch_size": 32,
+        "influence.layer_groups": 4,
+        "influence.max_factor": 2048,
+    },
+    "v6e": {"training.batch_size": 256, "influence.batch_size": 256, "influence.layer_groups": 2},
+    "h100": {"mesh.tensor": 8, "training.micro_batches": 4, "influence.layer_groups": 4},
+    "h200": {"mesh.tensor": 8, "training.micro_batches": 4, "influence.layer_groups": 2},
+}
+
+
+def get_config(machine: str = "v5p:4x4x8") -> ConfigDict:
+    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c.model.init = "meta-llama/Llama-3.1-70B"
+    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Llama-3.1-70B")
+    chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
+    c.update_from_flattened_dict(chosen)
+    return c

@@ -1,0 +1,59 @@
+"""Llama 3.1 8B: all parameters; on one H100 adapters.
+
+One H200 trains all parameters, but has no room for their influence: there rounds=0 trains once on
+the given mixture. For influence take adapters or more devices.
+
+    ideal-jax plan --config=configs/llama3_8b.py --topology=v5e:4x8
+    ideal-jax run --config=configs/llama3_8b.py:v5e:4x8 \\
+        --config.data.root=FOLDER --workdir=runs/llama3_8b
+
+By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
+
+    v5e:4x8    14.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.5 h
+    v6e:4x4    26.3 of  29.8 GiB,  1.66 s/step, 157,624 tokens/s, MFU 50%, run  0.8 h
+    v5p:2x2x4  61.7 of  88.4 GiB,  2.21 s/step, 118,596 tokens/s, MFU 75%, run  0.7 h
+    h100:1     35.4 of  74.4 GiB, 24.93 s/step,  10,514 tokens/s, MFU 33%, run  6.6 h
+    h200:1    124.5 of 131.1 GiB,  4.25 s/step,   7,716 tokens/s, MFU 36%, run  1.0 h
+    h100:8     52.6 of  74.4 GiB,  4.25 s/step,  61,730 tokens/s, MFU 36%, run  1.1 h
+    h200:8     52.6 of 131.1 GiB,  4.25 s/step,  61,730 tokens/s, MFU 36%, run  1.1 h
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ideal_jax.config import load
+
+# By machine or kind of machine; what is not named here is as in large.py.
+_MACHINES: dict[str, dict] = {
+    "v5e": {"training.micro_batches": 2, "influence.batch_size": 32, "influence.layer_groups": 2},
+    "v6e": {"model.remat": "dots", "training.micro_batches": 4, "influence.batch_size": 16},
+    "v5p": {"model.remat": "dots"},
+    "h100": {"training.micro_batches": 4, "influence.layer_groups": 2},
+    "h200": {"training.micro_batches": 4},
+    "h100:1": {
+        "lora.rank": 16,
+        "model.param_dtype": "bfloat16",
+        "training.learning_rate": 1e-4,
+        "training.micro_batches": 32,
+        "influence.batch_size": 1,
+        "influence.layer_groups": 4,
+        "influence.max_factor": 2048,
+        "eval.batch_size": 16,
+    },
+    "h200:1": {
+        "training.moment_dtype": "bfloat16",
+        "training.batch_size": 16,
+        "mixture.rounds": 0,
+        "eval.batch_size": 16,
+    },
+}
+
+
+def get_config(machine: str = "v5e:4x8") -> ConfigDict:
+    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c.model.init = "meta-llama/Llama-3.1-8B"
+    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Llama-3.1-8B")
+    chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
+    c.update_from_flattened_dict(chosen)
+    return c

@@ -1,0 +1,191 @@
+"""Bytes of one device in every phase, by class and by formula.
+
+Of a matrix each device has 1/(fsdp · tensor), of the rows 1/(replica · fsdp). One block at a time
+has its parameters gathered and everything that its backward pass needs at hand.
+"""
+
+import math
+from typing import NamedTuple
+
+from ideal_jax.runs import cost
+from ideal_jax.runs.planning import layers
+from ideal_jax.runs.planning.setting import Amounts, Setting
+
+_WIDE = 4  # bytes of a float32
+# What is left of a device's memory for a program: runtime and compiler keep the rest.
+USABLE = 0.93
+
+Bytes = dict[str, float]  # of one device, by class
+
+
+class Room(NamedTuple):
+    """Whether something fits.
+
+    Attributes:
+      needed: bytes of the largest phase, on one device.
+      usable: bytes of a device.
+      phase: the one that needs most.
+    """
+
+    needed: float
+    usable: float
+    phase: str
+
+    @property
+    def fits(self) -> bool:
+        """Does it?"""
+        return self.needed <= self.usable
+
+
+def room(s: Setting, by_phase: dict[str, Bytes]) -> Room:
+    """What the phases need and what there is."""
+    phase = max(by_phase, key=lambda name: sum(by_phase[name].values()))
+    return Room(sum(by_phase[phase].values()), USABLE * s.topology.chip.hbm_bytes, phase)
+
+
+def memory(s: Setting, amounts: Amounts) -> dict[str, Bytes]:
+    """Every phase's bytes."""
+    train = train_memory(s)
+    found: dict[str, Bytes] = {}
+    if amounts.updates:
+        found |= _influence(s, amounts)
+    if amounts.prompts:
+        found["generate"] = _generation(s, amounts)
+    # The state of a training stays until its round is over.
+    held = {"optimizer": train["optimizer"]}
+    return {"train": train} | {name: phase | held for name, phase in found.items()}
+
+
+def train_memory(s: Setting) -> Bytes:
+    """One training step."""
+    shards = s.fsdp * s.tensor
+    trained = layers.trained_scalars(s.cfg) / shards
+    tokens = s.rows * s.length
+    accumulated = 2 if s.micro_batches > 1 else 1
+    return {
+        "params": _params(s),
+        "optimizer": trained * (s.moment_bytes + s.param_bytes),
+        "gradients": accumulated * trained * s.param_bytes,
+        "activations": s.cfg.n_layers * tokens * saved(s),
+        "gathered": _gathered(s, gradients=s.cfg.lora is None),
+        # The loss has been differentiated before the first block is.
+        "at work": max(1.5 * tokens * _tape(s), _logits(s, s.rows * min(s.block, s.length), 3)),
+    }
+
+
+def saved(s: Setting) -> float:
+    """Bytes that a block keeps of a token for its backward pass."""
+    c, width = s.cfg, s.activation_bytes
+    if c.remat == "none":
+        return _tape(s)
+    if c.remat == "offload":
+        return 0.0
+    kept = float(c.d_model)
+    if c.remat == "dots":
+        heads = (2 * c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+        kept += c.d_model + (heads + 2 * c.d_ff) / s.tensor
+    return kept * width
+
+
+def _tape(s: Setting, *, fused: bool | None = None) -> float:
+    """Bytes that a block's backward pass needs of a token when nothing is computed again."""
+    c, width = s.cfg, s.activation_bytes
+    split = (2 * c.n_heads + 3 * c.n_kv_heads) * c.head_dim + 4 * c.d_ff
+    norms = 2 * c.d_model * (2 * _WIDE + width)
+    scores = 0.0
+    if not (s.fused if fused is None else fused):
+        scores = c.n_heads * s.length * (_WIDE + width) / s.tensor
+    return norms + split * width / s.tensor + scores
+
+
+def _logits(s: Setting, positions: float, copies: int) -> float:
+    return copies * positions * s.cfg.padded_vocab * _WIDE / s.tensor
+
+
+def _params(s: Setting) -> float:
+    held = layers.whole_scalars(s.cfg)
+    if s.cfg.lora is not None:
+        held += layers.trained_scalars(s.cfg)
+    return held * s.param_bytes / (s.fsdp * s.tensor)
+
+
+def _gathered(s: Setting, *, gradients: bool) -> float:
+    """Two blocks (one at work, one on its way) and the output matrix, in the activations' dtype."""
+    block = layers.layer_scalars(s.cfg) * s.activation_bytes / s.tensor
+    head = s.cfg.d_model * s.cfg.padded_vocab * s.activation_bytes / s.tensor
+    split = s.fsdp > 1 or s.param_bytes != s.activation_bytes
+    return (2 * block + head) * split + (block + head) * (gradients and s.fsdp > 1)
+
+
+def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
+    tokens, shards = s.influence_rows * s.length, s.fsdp * s.tensor
+    trained, r = layers.trained_scalars(s.cfg) / shards * _WIDE, a.tangents
+    # Attention without a fused kernel takes a piece of the queries at a time, and so does the loss.
+    wide = tokens * _tape(s, fused=True)
+    logits = _logits(s, s.influence_rows * min(s.block, s.length), 1)
+    params = _params(s)
+    found: dict[str, Bytes] = {
+        "gradient": {
+            "params": params,
+            "gradients": 2.0 * trained,
+            "activations": s.cfg.n_layers * tokens * saved(s),
+            "gathered": _gathered(s, gradients=True),
+            "at work": max(1.5 * wide, 3 * logits),
+        }
+    }
+    if s.influence.estimator in cost.KRONECKER:
+        found |= _curvature(s, a, trained, wide)
+    found["score"] = {
+        "params": params,
+        # From the references' side the mean gradients of all domains are at hand.
+        "vectors": (a.domains + r) * trained,
+        "curvature": found.get("solve", {}).get("curvature", 0.0),
+        "gathered": (1 + r) * _gathered(s, gradients=False),
+        "at work": max(0.75 * (1 + r) * wide, (1 + 2 * r) * logits),
+    }
+    return found
+
+
+def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str, Bytes]:
+    """Factors, their eigenvectors and eigenvalues; groups of layers are fitted one by one."""
+    matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
+    tokens, groups = s.influence_rows * s.length, s.influence.layer_groups
+    squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
+    spread = squares * _WIDE / s.topology.devices
+    kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / (s.fsdp * s.tensor)
+    read = sum(m.layers * width for m in matrices for width, _ in m.sides)
+    taps = tokens * read * s.activation_bytes / s.tensor
+    done = (spread + kernels) * (1 - 1 / groups)
+    batch = {
+        "params": _params(s),
+        "activations": taps / groups,
+        "gathered": _gathered(s, gradients=False),
+        "at work": max(2 * wide, _logits(s, tokens, 3)),
+    }
+    largest = max(block for m in matrices for _, block in m.sides)
+    return {
+        "curvature": {**batch, "curvature": done + 2 * spread / groups},
+        "eigen": {
+            "params": _params(s),
+            "curvature": done + 3 * spread / groups,
+            "at work": 8.0 * largest**2 * _WIDE,
+        },
+        "refit": {**batch, "curvature": done + (spread + 2 * kernels) / groups},
+        "solve": {
+            "params": _params(s),
+            "vectors": (a.domains + 2 * a.tangents) * trained,
+            "curvature": spread + kernels,
+            "at work": 2.0 * a.tangents * trained,
+        },
+    }
+
+
+def _generation(s: Setting, a: Amounts) -> Bytes:
+    rows, slots = math.ceil(s.eval_batch / s.ways), a.prompt_tokens + a.new_tokens
+    heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
+    return {
+        "params": _params(s),
+        "cache": 2.0 * rows * slots * s.cfg.n_layers * heads,
+        "gathered": _gathered(s, gradients=False),
+        "at work": _logits(s, rows * a.prompt_tokens, 2),
+    }

@@ -1,0 +1,156 @@
+"""How much one device computes, reads and sends in every phase of a run, by formula.
+
+FLOPs are counted as in ``runs.cost``: products of matrices, 2 per multiply-add. A fused attention
+kernel skips what causality hides (half of the scores); XLA's attention computes all of them.
+Collectives: bytes that a device receives, (n-1)/n of an array gathered or scattered over n.
+"""
+
+import math
+from typing import NamedTuple
+
+from ideal_jax.runs import cost
+from ideal_jax.runs.planning import layers
+from ideal_jax.runs.planning.setting import Amounts, Setting
+
+# Passes that products of float32 matrices take on a bf16 unit: TPUs split each factor in three and
+# leave out the three smallest products; GPUs have another unit, a fifteenth as fast.
+EXACT = {"tpu": 6.0, "gpu": 15.0, "cpu": 1.0}
+# A block Jacobi method for large matrices on TPUs, 12 b³ in each of some ten sweeps; elsewhere the
+# library's, counted as 9 b³.
+_JACOBI = 120.0 / 9.0
+
+
+class Work(NamedTuple):
+    """Of one device in one execution of a program.
+
+    Attributes:
+      flops: of matrix products in the dtype of activations.
+      exact_flops: of matrix products in float32.
+      hbm_bytes: read and written.
+      fsdp_bytes, tensor_bytes, replica_bytes: received over a mesh axis.
+      executions: of the whole phase.
+    """
+
+    flops: float = 0.0
+    exact_flops: float = 0.0
+    hbm_bytes: float = 0.0
+    fsdp_bytes: float = 0.0
+    tensor_bytes: float = 0.0
+    replica_bytes: float = 0.0
+    executions: float = 1.0
+
+
+def train_work(s: Setting, repeated: tuple[str, ...] | None = None) -> Work:
+    """One training step.
+
+    Args:
+      repeated: parts of the forward pass that the backward computes again (``layers.REPEATED``), if
+        not those of ``model.remat``.
+    """
+    parts = layers.REPEATED[s.cfg.remat] if repeated is None else repeated
+    gradient = _pass(s, s.rows * s.length, seen(s), parts, gradients=True)
+    trained = layers.trained_scalars(s.cfg) / (s.fsdp * s.tensor)
+    update = trained * (3 * s.param_bytes + 2 * s.moment_bytes + 2 * s.param_bytes)
+    between = 2 * _share(s.replica) * trained * s.param_bytes
+    return Work(
+        flops=s.micro_batches * gradient.flops,
+        hbm_bytes=s.micro_batches * gradient.hbm_bytes + update,
+        fsdp_bytes=s.micro_batches * gradient.fsdp_bytes,
+        tensor_bytes=s.micro_batches * gradient.tensor_bytes,
+        replica_bytes=between,
+    )
+
+
+def phases(s: Setting, a: Amounts) -> dict[str, Work]:
+    """Every program of a whole run by its name, with how often it is executed."""
+    found = {"train": train_work(s)._replace(executions=a.steps * a.trainings)}
+    if a.updates:
+        found |= _influence(s, a)
+    if a.prompts:
+        found["generate"] = _generation(s, a)
+    return found
+
+
+def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
+    each = s.influence_rows * s.length  # positions of a batch on a device
+
+    def batches(tokens: float) -> float:
+        return a.updates * math.ceil(tokens / (each * s.ways))
+
+    gradient = _pass(s, each, s.length, layers.REPEATED[s.cfg.remat], gradients=True)
+    found = {"gradient": gradient._replace(executions=batches(a.references))}
+    matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
+    passes = cost.KRONECKER.get(s.influence.estimator, 0)
+    for name in ("curvature", "refit")[:passes]:
+        # Backward through the activations alone. The passes for factors differ by each example's
+        # gradient, which only the second forms.
+        first = cost.factor_flops(matrices, each * s.ways, 1)
+        exact = first if name == "curvature" else cost.factor_flops(matrices, each * s.ways, 2)
+        found[name] = gradient._replace(
+            flops=_flops(s, each, s.length, 2.0),
+            exact_flops=(exact - first * (name == "refit")) / s.topology.devices,
+            executions=batches(a.curvature),
+        )
+    if passes:
+        slower = _JACOBI if s.topology.platform == "tpu" else 1.0
+        eigen = slower * cost.eigen_flops(matrices) / s.topology.devices
+        solve = cost.solve_flops(matrices, 2.0 * a.domains) / s.topology.devices
+        found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
+        found["solve"] = Work(exact_flops=solve, executions=a.updates)
+    score = _pass(s, each, s.length, (), gradients=False)
+    found["score"] = score._replace(
+        flops=cost.score_flops(s.cfg, s.length, each, a.tangents) / s.tensor,
+        fsdp_bytes=score.fsdp_bytes * (1 + 2 * a.tangents),
+        tensor_bytes=score.tensor_bytes * (1 + a.tangents),
+        executions=math.ceil(a.domains / a.tangents) * batches(a.scored),
+    )
+    return found
+
+
+def seen(s: Setting) -> float:
+    """Positions whose scores training computes for a token, on average."""
+    return (s.length + 1) / 2 if s.fused else s.length
+
+
+def _flops(s: Setting, tokens: float, attended: float, forwards: float) -> float:
+    return forwards * cost.forward_flops(s.cfg, tokens, attended) / s.tensor
+
+
+def _pass(
+    s: Setting, tokens: float, attended: float, parts: tuple[str, ...], *, gradients: bool
+) -> Work:
+    """A forward pass over ``tokens`` on a device's share of the mesh, and a backward pass."""
+    cfg, width = s.cfg, s.activation_bytes
+    forwards = cost.train_flops(cfg, 1, 1) / cost.forward_flops(cfg, 1, 1) if gradients else 1.0
+    again = layers.repeated_flops(cfg, tokens, attended, parts) / s.tensor
+    whole = layers.whole_scalars(cfg) * width / s.tensor
+    reads = 2 if gradients else 1  # of all parameters, gathered
+    scattered = cfg.lora is None and gradients
+    recomputes = "o" in parts
+    reduced = (2 + 2 * gradients + recomputes) * cfg.n_layers  # sums over ``tensor``
+    values = tokens * cfg.n_layers * (8 * cfg.d_model + 4 * cfg.d_ff / s.tensor) * width
+    return Work(
+        flops=_flops(s, tokens, attended, forwards) + again * gradients,
+        hbm_bytes=(reads + recomputes) * whole + values * (1 + 2 * gradients),
+        fsdp_bytes=(reads + scattered) * whole * _share(s.fsdp),
+        tensor_bytes=2 * reduced * tokens * cfg.d_model * width * _share(s.tensor),
+    )
+
+
+def _generation(s: Setting, a: Amounts) -> Work:
+    """A new token for each of a batch; the prompt counts as so many forward passes."""
+    rows = math.ceil(s.eval_batch / s.ways)
+    one = _pass(s, rows, a.prompt_tokens + a.new_tokens, (), gradients=False)
+    prompt = _flops(s, rows * a.prompt_tokens, a.prompt_tokens, 1.0) / a.new_tokens
+    heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
+    cache = rows * s.cfg.n_layers * (a.prompt_tokens + a.new_tokens) * heads
+    batches = a.trainings * math.ceil(a.prompts / (rows * s.ways))
+    return one._replace(
+        flops=one.flops + prompt,
+        hbm_bytes=one.hbm_bytes + cache,
+        executions=batches * a.new_tokens,
+    )
+
+
+def _share(ways: int) -> float:
+    return (ways - 1) / ways
