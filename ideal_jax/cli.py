@@ -151,8 +151,11 @@ def parse(arguments: Sequence[str], *, needs_config: bool) -> tuple[Any, Path]:
                 config_lib.override(config, name.removeprefix("config."), value)
     if not values.get("workdir"):
         raise UserError("--workdir=DIR is missing: the run and its results live there")
+    workdir = values["workdir"]
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir}: not a folder; docs/launch.md tells how to share one")
     # The shell does not expand the tilde of --workdir=~/x.
-    return config, Path(values["workdir"]).expanduser()
+    return config, Path(workdir).expanduser()
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

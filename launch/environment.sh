@@ -1,5 +1,6 @@
 # Sourced by the other scripts: a virtual environment in .venv with this project in it.
 # usage: environment [EXTRA]      PYTHON=python3.12 chooses the interpreter.
+# shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -19,4 +20,9 @@ environment() {
         touch "$stamp"
     fi
     PATH=$venv/bin:$PATH
+}
+
+# An ideal-jax that is on the path already (a container, an active environment) is used as it is.
+active_or_installed() {
+    command -v ideal-jax >/dev/null || environment "$@"
 }

@@ -111,6 +111,7 @@ def test_flags(refused, tmp_path, arguments, message):
 def test_missing_flags(refused):
     assert "--config=FILE.py is missing; configs/quickstart.py is a start" in refused(config=None)
     assert "--workdir=DIR is missing" in refused(workdir=None)
+    assert "--workdir=gs://a/b: not a folder; docs/launch.md" in refused(workdir="gs://a/b")
     assert "--config=no/such.py: no such file" in refused(config="no/such.py")
 
 
