@@ -1,0 +1,142 @@
+"""Real local processes through the scripts: the same run alone, by SLURM, and on a TPU pod's hosts.
+
+srun and gcloud are stand-ins that do here what the real ones do on other machines: start the
+command they are given, once per task or host, in that machine's environment.
+"""
+
+import json
+import os
+import socket
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+TINY = """
+import pathlib
+from ideal_jax.config import load
+
+def get_config():
+    c = load({root!r} + "/tests/runs/smallest.py")
+    c.base.steps = 2
+    c.training.steps = 4
+    c.mixture.rounds = 0
+    c.eval.tasks = ""
+    return c
+"""
+
+SRUN = """
+    import os, signal, subprocess, sys
+    argv = sys.argv[1:]
+    assert argv[0] == "--kill-on-bad-exit=1"
+    ids = [{"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)} for k in range(2)]
+    tasks = [subprocess.Popen(argv[1:], env={**os.environ, **who}) for who in ids]
+    signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+    codes = [task.wait() for task in tasks]
+    sys.exit(max(c if c >= 0 else 128 - c for c in codes))
+"""
+
+# Hosts are folders; a command runs in all of them at once, as gcloud's --worker=all does.
+GCLOUD = """
+    import os, pathlib, shutil, subprocess, sys
+    verb, hosts = sys.argv[4], [pathlib.Path(os.environ["HOSTS"], str(k)) for k in range(2)]
+    if verb == "scp":
+        for host in hosts:
+            (host / "tmp").mkdir(parents=True, exist_ok=True)
+            shutil.copy(sys.argv[5], host / sys.argv[6].partition(":")[2])
+    elif verb == "ssh":
+        (command,) = [word[10:] for word in sys.argv if word.startswith("--command=")]
+        running = []
+        for k, host in enumerate(hosts):
+            env = {**os.environ, "HOME": str(host), "TMPDIR": str(host / "tmp")}
+            env |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(k)}
+            running.append(subprocess.Popen(["bash", "-c", command], cwd=host, env=env))
+        sys.exit(max(process.wait() for process in running))
+    else:
+        print("ACTIVE")
+"""
+
+
+def python(text):
+    return f"#!{sys.executable}\n{textwrap.dedent(text)}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def tiny(launch):
+    """The words of a run of seconds in a folder of this name; its results once it is done."""
+    config = launch.folder / "a tiny.py"
+    config.write_text(TINY.format(root=str(launch.root)))
+    assert not {name for name in os.environ if name.startswith(("SLURM_", "JAX_COORD"))}
+
+    def words(name):
+        return ["run", f"--config={config}", f"--workdir={launch.folder / name}"]
+
+    def results(name):
+        folder = launch.folder / name
+        found = json.loads((folder / "config.json").read_text())
+        lines = (folder / "rounds" / "00" / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in lines]
+        return found["devices"]["processes"], losses
+
+    return words, results
+
+
+def slurm(folder, **more):
+    return {
+        "SLURM_JOB_ID": str(free_port()),  # jax takes the coordinator's port from it
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_SUBMIT_DIR": str(folder),
+        **more,
+    }
+
+
+def test_one_process_two_slurm_tasks_and_two_hosts_of_a_pod_train_the_same(launch, tiny):
+    words, results = tiny
+    launch.add("srun", python(SRUN))
+    launch.add("gcloud", python(GCLOUD))
+    by_slurm = launch.call("slurm.sbatch", *words("by slurm"), **slurm(launch.root))
+    assert by_slurm.status == 0, by_slurm
+    pod = launch.call(
+        "tpu_pod.sh", "run", "--name=pod", "--zone=z", "--", *words("on a pod"),
+        HOSTS=str(launch.folder / "hosts"),
+        JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
+    )  # fmt: skip
+    assert pod.status == 0, pod
+    alone = launch.call("gpu.sh", *words("alone"))
+    assert alone.status == 0, alone
+    assert "report" in alone.stdout
+    assert "report" in by_slurm.stdout
+    assert "report" in pod.stdout
+    processes, expected = results("alone")
+    assert processes == 1
+    assert len(expected) == 2
+    for name in ("by slurm", "on a pod"):
+        processes, losses = results(name)
+        assert processes == 2
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_a_refusal_comes_back_through_every_script(launch, tiny):
+    words, _ = tiny
+    launch.add("srun", python(SRUN))
+    launch.add("gcloud", python(GCLOUD))
+    wrong = [*words("w"), "--config.training.stepz=3"]
+    for done in (
+        launch.call("gpu.sh", *wrong),
+        launch.call("slurm.sbatch", *wrong, **slurm(launch.root)),
+        launch.call(
+            "tpu_pod.sh", "run", "--name=pod", "--zone=z", "--", *wrong,
+            HOSTS=str(launch.folder / "hosts"),
+        ),
+    ):  # fmt: skip
+        assert done.status == 2, done
+        assert "unknown key (did you mean training.steps?)" in done.stdout + done.stderr
