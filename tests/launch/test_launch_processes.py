@@ -1,4 +1,4 @@
-"""Real local processes through the scripts: the same run alone, by SLURM, and on a TPU pod's hosts.
+"""Real local processes through the scripts: a run by SLURM, one alone, the hosts of a TPU pod.
 
 srun and gcloud are stand-ins that do here what the real ones do on other machines: start the
 command they are given, once per task or host, in that machine's environment.
@@ -99,30 +99,46 @@ def slurm(folder, **more):
     }
 
 
-def test_one_process_two_slurm_tasks_and_two_hosts_of_a_pod_train_the_same(launch, tiny):
+def test_two_slurm_tasks_train_what_one_process_trains(launch, tiny):
     words, results = tiny
     launch.add("srun", python(SRUN))
-    launch.add("gcloud", python(GCLOUD))
     by_slurm = launch.call("slurm.sbatch", *words("by slurm"), **slurm(launch.root))
     assert by_slurm.status == 0, by_slurm
-    pod = launch.call(
-        "tpu_pod.sh", "run", "--name=pod", "--zone=z", "--", *words("on a pod"),
+    alone = launch.call("gpu.sh", *words("alone"))
+    assert alone.status == 0, alone
+    assert "report: " in alone.stdout
+    assert by_slurm.stdout.count("report: ") == 1  # one of them speaks
+    (one, expected), (two, losses) = results("alone"), results("by slurm")
+    assert (one, two, len(expected)) == (1, 2, 2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+# Joins the run as every verb does, and no more.
+JOIN = """
+    import sys
+    import jax
+    from ideal_jax.runs import processes
+    processes.initialise()
+    processes.barrier("joined")
+    print("process", jax.process_index(), "of", jax.process_count(), sys.argv[1:], flush=True)
+    processes.barrier("done")
+"""
+
+
+def test_the_hosts_of_a_pod_join(launch):
+    launch.add("gcloud", python(GCLOUD))
+    launch.add("ideal-jax", python(JOIN))
+    done = launch.call(
+        "tpu_pod.sh", "run", "--name=pod", "--zone=z", "--", "run", "--workdir=it's a",
         HOSTS=str(launch.folder / "hosts"),
         JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
     )  # fmt: skip
-    assert pod.status == 0, pod
-    alone = launch.call("gpu.sh", *words("alone"))
-    assert alone.status == 0, alone
-    assert "report" in alone.stdout
-    assert "report" in by_slurm.stdout
-    assert "report" in pod.stdout
-    processes, expected = results("alone")
-    assert processes == 1
-    assert len(expected) == 2
-    for name in ("by slurm", "on a pod"):
-        processes, losses = results(name)
-        assert processes == 2
-        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert done.status == 0, done
+    for k in range(2):
+        assert f"""process {k} of 2 ['run', "--workdir=it's a"]""" in done.stdout
+        copied = launch.folder / "hosts" / str(k) / "ideal-jax"
+        assert (copied / "pyproject.toml").exists()
+        assert not (copied / ".git").exists()
 
 
 def test_a_refusal_comes_back_through_every_script(launch, tiny):
