@@ -145,15 +145,13 @@ watch() {
             echo "# … again, on a new pod, if it was preempted"
             break
         fi
-        # 0: done. 2: refused, and would be again.
-        if [ $status -eq 0 ] || [ $status -eq 2 ]; then
-            break
-        fi
+        [ $status -ne 0 ] || break
         now=$(state)
         echo "$(date +%T) the run ended with status $status, $name: $now"
         failures=$((failures + 1))
-        case $now in
-            SUSPENDING | SUSPENDED | PREEMPTED) failures=0 ;;
+        case $status:$now in
+            *:SUSPENDING | *:SUSPENDED | *:PREEMPTED) failures=0 ;;
+            2:*) break ;; # refused, and would be again
         esac
         [ $((SECONDS - begun)) -lt 1800 ] || failures=0
         if [ $failures -eq 5 ]; then

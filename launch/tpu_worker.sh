@@ -39,8 +39,6 @@ start() {
         mkdir -p "$state"
         rm -f "$state/status"
         active_or_installed tpu
-        # All hosts of the slices join; jax reads who they are from the machine.
-        export JAX_NUM_PROCESSES=${JAX_NUM_PROCESSES:-auto}
         # A session of its own: neither the connection nor its terminal takes the run with it.
         # shellcheck disable=SC2016
         STATE=$state setsid bash -c 'ideal-jax "$@"; echo $? >"$STATE/status"' ideal-jax "$@" \

@@ -4,7 +4,7 @@
 #       -- run --config=configs/llama3_8b.py --workdir=/mnt/share/runs/llama
 # Flags: --topology as in `ideal-jax plan`; --storage, a shared folder that `xpk storage attach` knows
 # by that name; if needed --slices=2, --zone, --project, --dry-run (prints the command).
-# IMAGE is one of launch/Dockerfile with EXTRA=tpu.
+# IMAGE is one of launch/Dockerfile with EXTRA=tpu RUN_AS=root.
 set -euo pipefail
 # shellcheck source=launch/command_line.sh
 source "$(dirname "$0")/command_line.sh"
@@ -22,6 +22,6 @@ tpu_type "$topology"
 # xpk starts again after preemptions (128 and above); 1 is what is left of a host that lost another.
 perform xpk workload create "--cluster=$cluster" "--workload=$name" "--tpu-type=$accelerator" \
     "--num-slices=$slices" ${zone:+"--zone=$zone"} ${project:+"--project=$project"} \
-    "--docker-image=$image" "--storage=$storage" --env=JAX_NUM_PROCESSES=auto --max-restarts=100 \
+    "--docker-image=$image" "--storage=$storage" --max-restarts=100 \
     --restart-on-exit-codes=1 --termination-grace-period-seconds=120 \
     "--command=$(quoted ideal-jax "${verb[@]}")"

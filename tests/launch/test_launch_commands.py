@@ -92,7 +92,7 @@ def test_xpk(launch):
     assert flags == [
         "xpk", "workload", "create", "--cluster=c", "--workload=n", "--tpu-type=v6e-32",
         "--num-slices=4", "--zone=z", "--project=p", "--docker-image=i:1", "--storage=s",
-        "--env=JAX_NUM_PROCESSES=auto", "--max-restarts=100", "--restart-on-exit-codes=1",
+        "--max-restarts=100", "--restart-on-exit-codes=1",
         "--termination-grace-period-seconds=120",
     ]  # fmt: skip
     assert words(command.removeprefix("--command=")) == ["ideal-jax", *VERB]
@@ -105,7 +105,7 @@ def test_gpus(launch):
     done = launch.call("gpu.sh", "--dry-run", *VERB, JAX_PLATFORMS="")
     assert words(done.stdout) == ["env", *GPU]
     srun, note = launch.call("slurm.sbatch", "--dry-run", *VERB, JAX_PLATFORMS="").output
-    assert words(srun) == ["srun", "--kill-on-bad-exit=1", "env", "JAX_NUM_PROCESSES=auto", *GPU]
+    assert words(srun) == ["srun", "--kill-on-bad-exit=1", "env", *GPU]
     assert "scontrol requeue" in note
 
 

@@ -114,6 +114,11 @@ def test_what_was_refused_is_not_tried_again(watch):
     assert watch([None, "ACTIVE"], [2])[:2] == (2, NEW + GONE)
 
 
+def test_a_host_that_waited_in_vain_for_a_preempted_one_refused_nothing(watch):
+    states = [None, "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"]
+    assert watch(states, [2, 0])[:2] == (0, NEW + GONE + NEW + GONE)
+
+
 def test_what_always_fails_ends_and_the_pod_with_it(watch):
     status, steps, said = watch([None, "ACTIVE"], [1])
     assert (status, steps) == (1, NEW + AGAIN * 4 + GONE)

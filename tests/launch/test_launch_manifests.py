@@ -239,5 +239,8 @@ def test_the_image_copies_what_there_is_and_what_the_ignore_file_lets_through(la
     project = (launch.root / "pyproject.toml").read_text()
     for extra in re.search(r"(\w+) \| (\w+)\) pip", dockerfile).groups():
         assert f"\n{extra} = [" in project
-    user, entry = dockerfile.index("\nUSER ideal"), dockerfile.index("\nENTRYPOINT")
+    user, entry = (
+        dockerfile.index("\nARG RUN_AS=ideal\nUSER $RUN_AS\n"),
+        dockerfile.index("\nENTRYPOINT"),
+    )
     assert user < entry

@@ -50,7 +50,7 @@ GCLOUD = """
         running = []
         for k, host in enumerate(hosts):
             env = {**os.environ, "HOME": str(host), "TMPDIR": str(host / "tmp")}
-            env |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(k)}
+            env |= {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": str(k)}
             running.append(subprocess.Popen(["bash", "-c", command], cwd=host, env=env))
         sys.exit(max(process.wait() for process in running))
     else:
@@ -117,8 +117,9 @@ def test_two_slurm_tasks_train_what_one_process_trains(launch, tiny):
 JOIN = """
     import sys
     import jax
-    from ideal_jax.runs import processes
-    processes.initialise()
+    from ideal_jax import processes
+    from ideal_jax.runs import cluster
+    cluster.initialise()
     processes.barrier("joined")
     print("process", jax.process_index(), "of", jax.process_count(), sys.argv[1:], flush=True)
     processes.barrier("done")
@@ -131,7 +132,7 @@ def test_the_hosts_of_a_pod_join(launch):
     done = launch.call(
         "tpu_pod.sh", "run", "--name=pod", "--zone=z", "--", "run", "--workdir=it's a",
         HOSTS=str(launch.folder / "hosts"),
-        JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
+        JAX_COORDINATOR_PORT=str(free_port()),
     )  # fmt: skip
     assert done.status == 0, done
     for k in range(2):
