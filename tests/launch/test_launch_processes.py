@@ -19,7 +19,8 @@ from ideal_jax.config import load
 
 def get_config():
     c = load({root!r} + "/tests/runs/smallest.py")
-    c.base.steps = 2
+    c.data.workers = 0
+    c.base.steps = 0
     c.training.steps = 4
     c.mixture.rounds = 0
     c.eval.tasks = ""
