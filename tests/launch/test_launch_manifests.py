@@ -103,8 +103,8 @@ JOBSET = fields(
             maxRestarts=COUNT,
             rules=items(
                 fields(
-                    "action",
-                    name=TEXT,
+                    "name", "action",
+                    name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
                     action=ACTION,
                     onJobFailureReasons=items(REASONS),
                     targetReplicatedJobs=items(NAME),
@@ -167,7 +167,7 @@ def test_the_jobset_is_one_and_asks_for_the_slices(manifest, flags, slices, host
     (container,) = pod["containers"]
     assert container["image"] == "registry/p/ideal:1"
     assert container["resources"]["limits"] == container["resources"]["requests"]
-    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    assert container["resources"]["limits"] == {"google.com/tpu": str(chips)}
 
 
 def test_the_words_arrive_as_they_were(manifest):
@@ -191,7 +191,8 @@ def test_what_names_each_other_fits(manifest):
     assert pod["restartPolicy"] == "Never"
     assert spec["completionMode"] == "Indexed"
     (reaction,) = jobset["spec"]["failurePolicy"]["rules"]
-    assert reaction == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert reaction["action"] == "FailJobSet"
+    assert reaction["onJobFailureReasons"] == ["PodFailurePolicy"]
 
 
 def test_kubectl_gets_the_manifest(launch):
