@@ -48,16 +48,10 @@ need() {
     done
 }
 
-# What clouds take as a name, and a count: usage: need_name VALUE; need_count FLAG VALUE
+# What clouds take as a name.
 need_name() {
     case $1 in
         [!a-z]* | *[!a-z0-9-]* | *-) refuse "--name=$1: expected a-z, 0-9 and -, as in --name=llama-8b" ;;
-    esac
-}
-
-need_count() {
-    case $2 in
-        0* | *[!0-9]*) refuse "--$1=$2: expected a number above 0" ;;
     esac
 }
 

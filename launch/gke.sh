@@ -2,8 +2,8 @@
 # A run on TPU slices of a GKE cluster, as a JobSet that begins again after preemptions.
 #   launch/gke.sh --name=N --image=IMAGE --topology=v6e:4x4 --claim=PVC \
 #       -- run --config=configs/llama3_8b.py --workdir=/mnt/share/runs/llama
-# Flags: --topology as in `ideal-jax plan`; --claim, a ReadWriteMany volume claim (Filestore, NFS),
-# mounted on /mnt/share of all hosts; if needed --slices=2, --capacity=spot (else on demand),
+# Flags: --topology as in `ideal-jax plan` (two slices: '2*v6e:4x4'); --claim, a ReadWriteMany volume
+# claim (Filestore, NFS), mounted on /mnt/share of all hosts; if needed --capacity=spot (else on demand),
 # --namespace=NS, --dry-run (prints the command and the manifest, and applies nothing).
 # IMAGE is one of launch/Dockerfile with EXTRA=tpu. The cluster needs JobSet 0.6 or later and a node
 # pool of the topology for every slice. Its log:  kubectl logs --follow jobs/N-slice-0
@@ -14,11 +14,10 @@ source "$(dirname "$0")/command_line.sh"
 # shellcheck source=launch/tpu_types.sh
 source "$(dirname "$0")/tpu_types.sh"
 
-name='' image='' topology='' claim='' slices=1 capacity='' namespace=''
-flags "name image topology claim slices capacity namespace" "$@"
+name='' image='' topology='' claim='' capacity='' namespace=''
+flags "name image topology claim capacity namespace" "$@"
 need name image topology claim
 need_name "$name"
-need_count slices "$slices"
 need_verb
 tpu_type "$topology"
 

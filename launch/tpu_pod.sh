@@ -7,9 +7,9 @@
 #   launch/tpu_pod.sh up     creates the pod, waits for it, copies this folder to all hosts, installs
 #   launch/tpu_pod.sh run    copies this folder again, runs the command on all hosts, shows its output
 #   launch/tpu_pod.sh down   deletes the pod
-# Flags: --name --zone --topology (as in `ideal-jax plan`), and if needed --project, --slices=2,
-# --capacity=spot|reserved (else on demand), --nfs=HOST:/SHARE (mounted on /mnt/share of all hosts),
-# --dry-run (prints the commands and runs none). Configs must lie in this folder, the work directory
+# Flags: --name --zone --topology (as in `ideal-jax plan`; two slices: '2*v6e:4x4'), and if needed
+# --project, --capacity=spot|reserved (else on demand), --nfs=HOST:/SHARE (mounted on /mnt/share of all
+# hosts), --dry-run (prints the commands and runs none). Configs must lie in this folder, the work directory
 # on the share. Needs gcloud, logged in, and its key in the ssh agent.
 set -euo pipefail
 # shellcheck source=launch/command_line.sh
@@ -24,11 +24,10 @@ case $phase in
     up | run | watch | down) shift ;;
     *) refuse "expected up, run, watch or down, not '$phase'; --help explains them" ;;
 esac
-name='' zone='' project='' topology='' slices=1 capacity='' nfs=''
-flags "name zone project topology slices capacity nfs" "$@"
+name='' zone='' project='' topology='' capacity='' nfs=''
+flags "name zone project topology capacity nfs" "$@"
 need name zone
 need_name "$name"
-need_count slices "$slices"
 case $capacity in
     '' | spot | reserved) ;;
     *) refuse "--capacity=$capacity: expected spot or reserved, or leave it out" ;;

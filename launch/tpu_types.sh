@@ -1,10 +1,18 @@
 # Sourced by the TPU scripts: the names that clouds give to what `ideal-jax plan` calls v6e:4x4.
 # shellcheck shell=bash disable=SC2034
 
-# usage: tpu_type v6e:4x4      sets shape, chips, hosts, accelerator, runtime and gke_accelerator.
+# usage: tpu_type 2*v6e:4x4    sets slices and, of one slice: shape, hosts, chips_per_host, accelerator,
+#                              runtime, gke_accelerator.
 tpu_type() {
-    local generation=${1%%:*} cores=1 prefix=$1 side
-    shape=${1#*:} chips=1
+    local one=${1#*\*} generation cores=1 chips=1 prefix side
+    slices=1
+    case $1 in
+        *\**) slices=${1%%\**} ;;
+    esac
+    case $slices in
+        '' | 0* | *[!0-9]*) refuse "--topology=$1: expected a number of slices before the *" ;;
+    esac
+    generation=${one%%:*} shape=${one#*:}
     case $generation in
         v4) prefix=v4 cores=2 runtime=tpu-ubuntu2204-base gke_accelerator=tpu-v4-podslice ;;
         v5e) prefix=v5litepod runtime=v2-alpha-tpuv5-lite gke_accelerator=tpu-v5-lite-podslice ;;

@@ -2,8 +2,8 @@
 # A run on TPU slices of a GKE cluster that xpk made.
 #   launch/xpk.sh --cluster=C --name=N --image=IMAGE --topology=v6e:4x4 --storage=S \
 #       -- run --config=configs/llama3_8b.py --workdir=/mnt/share/runs/llama
-# Flags: --topology as in `ideal-jax plan`; --storage, a shared folder that `xpk storage attach` knows
-# by that name; if needed --slices=2, --zone, --project, --dry-run (prints the command).
+# Flags: --topology as in `ideal-jax plan` (two slices: '2*v6e:4x4'); --storage, a shared folder that
+# `xpk storage attach` knows by that name; if needed --zone, --project, --dry-run (prints the command).
 # IMAGE is one of launch/Dockerfile with EXTRA=tpu RUN_AS=root.
 set -euo pipefail
 # shellcheck source=launch/command_line.sh
@@ -11,11 +11,10 @@ source "$(dirname "$0")/command_line.sh"
 # shellcheck source=launch/tpu_types.sh
 source "$(dirname "$0")/tpu_types.sh"
 
-cluster='' name='' image='' topology='' storage='' slices=1 zone='' project=''
-flags "cluster name image topology storage slices zone project" "$@"
+cluster='' name='' image='' topology='' storage='' zone='' project=''
+flags "cluster name image topology storage zone project" "$@"
 need cluster name image topology storage
 need_name "$name"
-need_count slices "$slices"
 need_verb
 tpu_type "$topology"
 

@@ -27,7 +27,7 @@ def remote(line):
 
 def test_the_life_of_a_pod(launch):
     done = launch.call(
-        "tpu_pod.sh", "watch", *POD, "--topology=v5p:4x4x8", "--slices=2", "--capacity=spot",
+        "tpu_pod.sh", "watch", *POD, "--topology=2*v5p:4x4x8", "--capacity=spot",
         "--project=mine", "--nfs=10.0.0.2:/share", "--dry-run", "--", *VERB,
     )  # fmt: skip
     assert (done.status, done.stderr) == (0, "")
@@ -85,7 +85,7 @@ def test_run_and_down_need_no_topology(launch):
 
 def test_xpk(launch):
     done = launch.call(
-        "xpk.sh", "--cluster=c", "--name=n", "--image=i:1", "--topology=v6e:4x8", "--slices=4",
+        "xpk.sh", "--cluster=c", "--name=n", "--image=i:1", "--topology=4*v6e:4x8",
         "--storage=s", "--zone=z", "--project=p", "--dry-run", "--", *VERB,
     )  # fmt: skip
     *flags, command = words(done.stdout)
@@ -125,20 +125,22 @@ def test_what_slurm_reads(launch):
 
 
 def test_the_paper(launch):
-    flags = ["--model=my models/llama", "--data=d", "--workdir=w", "--dry-run"]
+    flags = ["--data=d d", "--workdir=w", "--machine=h200:8", "--dry-run"]
     runs = launch.call("reproduce_paper.sh", *flags).output
-    config = launch.root / "launch/../configs/paper_llama31_8b.py"
+    config = "configs/paper_llama31_8b.py:h200:8"
     for line, epochs in zip(runs, (1, 3), strict=True):
         assert words(line) == [
-            str(launch.root / "launch/gpu.sh"), "run", f"--config={config}",
-            "--config.model.init=my models/llama", "--config.data.root=d",
-            f"--config.training.epochs={epochs}", f"--workdir=w/epochs_{epochs}",
+            f"{launch.root}/launch/gpu.sh", "run", f"--config={launch.root}/launch/../{config}",
+            "--config.data.root=d d", f"--config.training.epochs={epochs}",
+            f"--workdir=w/epochs_{epochs}",
         ]  # fmt: skip
     launcher = ["launch/tpu_pod.sh", "watch", *POD, "--topology=v5e:8x16", "--"]
-    elsewhere = launch.call("reproduce_paper.sh", *flags, "--", *launcher).output
+    model = "--model=my models/llama"
+    elsewhere = launch.call("reproduce_paper.sh", *flags, model, "--", *launcher).output
     for line, local in zip(elsewhere, runs, strict=True):
         there = words(local)[1:]
-        there[1] = "--config=configs/paper_llama31_8b.py"
+        there[1] = f"--config={config}"
+        there.insert(3, "--config.model.init=my models/llama")
         assert words(line) == [*launcher, *there]
 
 
@@ -166,7 +168,7 @@ FULL = {
     "tpu_pod.sh": ["up", *POD, "--topology=v6e:4x4"],
     "gke.sh": ["--name=n", "--image=i", "--topology=v6e:4x4", "--claim=c"],
     "xpk.sh": ["--cluster=c", "--name=n", "--image=i", "--topology=v6e:4x4", "--storage=s"],
-    "reproduce_paper.sh": ["--model=m", "--data=d", "--workdir=w"],
+    "reproduce_paper.sh": ["--data=d", "--workdir=w", "--machine=v5e:4x8"],
 }
 
 
@@ -189,7 +191,8 @@ FULL = {
             (s, [*FULL[s], f"--{flag}={value}", "run"], f"--{flag}={value}: expected")
             for s in ("tpu_pod.sh", "gke.sh", "xpk.sh")
             for flag, value in [
-                ("name", "Llama"), ("slices", "0"), ("slices", "two"), ("topology", "v7:4x4"),
+                ("name", "Llama"), ("topology", "0*v6e:4x4"), ("topology", "*v6e:4x4"),
+                ("topology", "two*v6e:4x4"), ("topology", "2*2*v6e:4x4"), ("topology", "v7:4x4"),
                 ("topology", "v6e"), ("topology", "v6e:4x"), ("topology", "v6e:4x0"),
                 ("topology", "v6e:4x4x4"), ("topology", "v5p:4x4"), ("topology", "v5p:2x2xa"),
             ]

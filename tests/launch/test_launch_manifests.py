@@ -150,7 +150,7 @@ def manifest(launch):
         (["--topology=v6e:4x4"], 1, 4, 4, ["tpu-v6e-slice", "4x4"]),
         (["--topology=v5e:1x1"], 1, 1, 1, ["tpu-v5-lite-podslice", "1x1"]),
         (["--topology=v5e:2x2"], 1, 1, 4, ["tpu-v5-lite-podslice", "2x2"]),
-        (["--topology=v5p:4x4x8", "--slices=3"], 3, 32, 4, ["tpu-v5p-slice", "4x4x8"]),
+        (["--topology=3*v5p:4x4x8"], 3, 32, 4, ["tpu-v5p-slice", "4x4x8"]),
         (["--topology=v4:2x2x2", "--capacity=spot"], 1, 2, 4, ["tpu-v4-podslice", "2x2x2", "true"]),
     ],
 )
