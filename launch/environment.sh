@@ -6,6 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 environment() {
     local extra=${1:-} venv=$root/.venv python=${PYTHON:-python3} stamp
+    [ ! -e "$venv/bin/python" ] || python=$venv/bin/python
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
         echo "$python is not Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/one" >&2
         exit 2
@@ -14,7 +15,7 @@ environment() {
     stamp=$venv/.installed-${extra:-core}-$(cksum <"$root/pyproject.toml" | cut -d' ' -f1)
     if [ ! -e "$stamp" ]; then
         echo "installing into $venv (once)"
-        [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
+        [ "$python" = "$venv/bin/python" ] || "$python" -m venv "$venv"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             --editable "$root${extra:+[$extra]}"
         touch "$stamp"

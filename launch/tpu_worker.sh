@@ -13,7 +13,10 @@ state=${TMPDIR:-/tmp}/ideal-jax-worker
 install() {
     command -v ideal-jax >/dev/null || install_environment
     if [ $# -gt 0 ] && ! mountpoint -q /mnt/share; then
-        command -v mount.nfs >/dev/null || sudo apt-get install --yes --quiet nfs-common
+        command -v mount.nfs >/dev/null || {
+            sudo apt-get update --quiet
+            sudo apt-get install --yes --quiet nfs-common
+        }
         sudo mkdir -p /mnt/share
         # With NFS 3 a host that is gone would keep its lock of the work directory for ever.
         sudo mount -t nfs -o local_lock=flock "$1" /mnt/share
