@@ -4,6 +4,7 @@ srun and gcloud are stand-ins that do here what the real ones do on other machin
 command they are given, once per task or host, in that machine's environment.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -63,10 +64,13 @@ def python(text):
     return f"#!{sys.executable}\n{textwrap.dedent(text)}"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(ports=(0,)):
+    """The first of these that nobody listens on; 0: any."""
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    pytest.fail("no port is free")
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ def tiny(launch):
 
 def slurm(folder, **more):
     return {
-        "SLURM_JOB_ID": str(free_port()),  # jax takes the coordinator's port from it
+        # jax takes the coordinator's port from it: 61440 + job % 4096
+        "SLURM_JOB_ID": str(free_port(range(61440 + os.getpid() % 4096, 65536)) - 61440),
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_NODES": "1",
