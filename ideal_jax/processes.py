@@ -63,7 +63,10 @@ def writer_first(do: Callable[[], T]) -> T | None:
         except UserError as error:
             refused = error
     if agree(refused is not None):
-        raise refused or UserError("process 0 has told why the run cannot start")
+        try:
+            raise refused or UserError("process 0 has told why the run cannot start")
+        finally:
+            refused = None  # or error and frame would keep each other, and locks, alive
     return given
 
 
