@@ -95,6 +95,7 @@ def test_training_moves_adapters_and_keeps_state_for_them_alone(qwen, micro_batc
             "schedule": "constant",
             "final_learning_rate": 0.0,
             "clip_norm": 1.0,
+            "moment_dtype": "",
             "beta1": 0.9,
             "beta2": 0.99,
             "epsilon": 1e-8,

@@ -28,6 +28,7 @@ OPTIONS = FrozenConfigDict(
         "beta2": 0.99,
         "epsilon": 1e-8,
         "clip_norm": 1.0,
+        "moment_dtype": "",
     }
 )
 
