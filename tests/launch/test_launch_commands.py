@@ -5,6 +5,9 @@ import subprocess
 
 import pytest
 
+from ideal_jax import cli
+from ideal_jax import config as config_lib
+
 VERB = [
     "run",
     "--config=configs/it's my.py",
@@ -142,6 +145,17 @@ def test_the_paper(launch):
         there[1] = f"--config={config}"
         there.insert(3, "--config.model.init=my models/llama")
         assert words(line) == [*launcher, *there]
+
+
+def test_what_the_paper_trains(launch):
+    flags = ["--data=d", "--workdir=w", "--machine=v5e:4x8", "--dry-run"]
+    for line, epochs in zip(launch.call("reproduce_paper.sh", *flags).output, (1, 3), strict=True):
+        config, workdir = cli.parse(words(line)[2:], needs_config=True)
+        config_lib.check(config)
+        assert str(workdir) == f"w/epochs_{epochs}"
+        assert (config.training.epochs, config.training.steps) == (epochs, 0)
+        assert (config.mixture.rounds, config.mixture.step) == (2, 0.15)
+        assert (config.influence.fraction, config.influence.layers) == (0.5, "mlp")
 
 
 def test_a_printed_line_is_read_back_as_it_was(launch):
