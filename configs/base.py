@@ -136,6 +136,7 @@ def get_config() -> ConfigDict:
     me.replica = 1  # [runtime] copies of the parameters
     me.fsdp = -1  # [runtime] ways parameters and batch are split
     me.tensor = 1  # [runtime] ways each matrix is split
+    me.slices = 1  # [runtime] groups of devices with a slow network between; divides replica
 
     c.logging = lg = ConfigDict()
     lg.progress = True  # [runtime] live progress on the terminal

@@ -30,6 +30,7 @@ RUNTIME = frozenset(
         "loss.block",
         "mesh.fsdp",
         "mesh.replica",
+        "mesh.slices",
         "mesh.tensor",
         "model.remat",
         "training.checkpoint_every",

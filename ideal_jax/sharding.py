@@ -5,12 +5,13 @@ born in their shardings (``jit(init, out_shardings=...)``) and XLA's partitioner
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ideal_jax.errors import UserError
@@ -20,6 +21,7 @@ AXES = ("replica", "fsdp", "tensor")
 # Logical axis of a parameter or activation -> mesh axes it is split over.
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
+    "sequence": None,  # a mesh axis "context" would go here: rows longer than one device holds
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
@@ -30,28 +32,63 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(*, replica: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh ``replica × fsdp × tensor`` over all devices of all processes.
+def make_mesh(
+    *,
+    replica: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    slices: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """A mesh ``replica × fsdp × tensor``.
 
     Args:
       replica: copies of the parameters (data parallel only).
       fsdp: ways the parameters and the batch are split.
       tensor: ways each matrix and the vocabulary are split.
       At most one of them may be -1: whatever devices are left.
+      slices: groups of devices with a fast network inside and a slow one between. ``replica`` is
+        split over them, so that only gradients cross the slow one.
+      devices: by default all of all processes; those of a topology description do as well.
 
     Raises:
-      UserError: the product is not the number of devices.
+      UserError: the product is not the number of devices, or the slices are others.
     """
+    devices = list(jax.devices() if devices is None else devices)
     sizes = {"replica": replica, "fsdp": fsdp, "tensor": tensor}
-    count = jax.device_count()
     free = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) == 1 and known > 0 and count % known == 0:
-        sizes[free[0]] = count // known
-    if len(free) > 1 or math.prod(sizes.values()) != count or min(sizes.values()) < 1:
+    if len(free) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    if len(free) > 1 or math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
         asked = " × ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-        raise UserError(f"{asked} does not cover the {count} devices; -1 takes what is left")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        raise UserError(f"{asked} does not cover the {len(devices)} devices; -1 takes what is left")
+    if slices < 1 or sizes["replica"] % slices:
+        raise UserError(
+            f"mesh.slices={slices} does not divide mesh.replica={sizes['replica']}: the copies of "
+            "the parameters are shared out over the slices"
+        )
+    arranged = _arranged(devices, tuple(sizes.values()), slices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list[Any], shape: tuple[int, ...], slices: int) -> np.ndarray:
+    """The devices in the order in which neighbours on the mesh are near each other."""
+    groups = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform == "tpu" and len(groups) != slices:
+        raise UserError(
+            f"mesh.slices={slices}, but the {len(devices)} devices are in {len(groups)} slices; "
+            f"set mesh.slices={len(groups)}"
+        )
+    if slices == 1 or len(groups) != slices:
+        # Without a network of their own, slices are consecutive processes: the outermost axis
+        # is replica, which has them in this order already.
+        ordered = sorted(devices, key=lambda d: d.process_index)
+        return mesh_utils.create_device_mesh(shape, ordered, allow_split_physical_axes=True)
+    inner, outer = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, allow_split_physical_axes=True
+    )
 
 
 def spec(*names: str | None) -> PartitionSpec:

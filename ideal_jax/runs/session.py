@@ -67,9 +67,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     """
     processes.initialise()
     config_lib.check(config)
-    mesh = sharding.make_mesh(
-        replica=config.mesh.replica, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
-    )
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check(config, mesh)
     folder = WorkDir(workdir, config)
     reporter = Reporter(config.logging.progress)
