@@ -13,10 +13,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ideal_jax import config as config_lib
-from ideal_jax.errors import UserError
+from ideal_jax.errors import Terminated, UserError
 
 USAGE = """\
 usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [--debug]
@@ -35,7 +35,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit status (0 done, 2 a user's mistake, 130 interrupted)."""
+    """Runs one verb; returns the exit status (0 done, 2 a user's mistake, 130 or 143 stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE)
@@ -53,10 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename or 'the disk'}: {error.strerror}")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("\nideal-jax: interrupted; the same command continues", file=sys.stderr)
-        # Not sys.exit: worker threads of a data loader may be mid-read and must not be waited for.
-        sys.stdout.flush()
-        os._exit(130)
+        _stop(130, "\nideal-jax: interrupted; the same command continues")
+    except Terminated:
+        from ideal_jax import processes
+
+        processes.leave()
+        _stop(143, "ideal-jax: told to end; everything is saved and the same command continues")
+
+
+def _stop(status: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    # Not sys.exit: worker threads of a data loader may be mid-read and must not be waited for.
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _refuse(message: str) -> int:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from ideal_jax import sharding
+from ideal_jax import processes, sharding
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing
 from ideal_jax.models import families
@@ -68,7 +67,7 @@ def save_hf(
     shards = _shards(tensors, flat, shard_bytes)
     with _landing_together(path) as partial:
         for number, (file, entries) in enumerate(shards):
-            mine = number % jax.process_count() == jax.process_index()
+            mine = processes.is_mine(number)
             held = {}
             for name, at, layer in entries:
                 value = _stored(at, flat[at] if layer is None else flat[at][layer], model.cfg)
@@ -76,7 +75,7 @@ def save_hf(
                     held[name] = value
             if mine:
                 write_tensors(partial / file, held)
-        if jax.process_index() == 0:
+        if processes.is_writer():
             _write_index(partial, shards, flat, model.cfg)
             _write_configs(partial, config, model, flat, tokenizer)
             if tokenizer is not None:
@@ -87,17 +86,12 @@ def save_hf(
 def _landing_together(path: Path) -> Any:
     """``landing`` of a folder that all processes write into."""
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
+        if processes.is_writer():
             stack.enter_context(landing(path)).mkdir()
-        _barrier("export begins")
+        processes.barrier("export begins")
         yield path.with_name(f".{path.name}.partial")
-        _barrier("export is written")
-    _barrier("export has landed")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        processes.barrier("export is written")
+    processes.barrier("export has landed")
 
 
 def _shards(tensors: list[Any], flat: dict[str, Any], most: int) -> list[tuple[str, list[Any]]]:

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from ideal_jax import sharding
+from ideal_jax import processes, sharding
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing
 from ideal_jax.models.decoder import Decoder
@@ -47,7 +46,7 @@ def save_peft(path: str | Path, model: Decoder, adapters: Any, base: str) -> Non
             modules.add(name.rpartition(".")[2])
             tensor = np.ascontiguousarray(value[layer].T)
             tensors[f"base_model.model.{name}.{side}.weight"] = tensor
-    if jax.process_index() == 0:
+    if processes.is_writer():
         with landing(path) as partial:
             partial.mkdir()
             write_tensors(partial / "adapter_model.safetensors", tensors)

@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from ideal_jax import processes
 from ideal_jax.errors import UserError
 from ideal_jax.models import lora, save_hf, save_peft
-from ideal_jax.runs import processes
+from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import frozen_folder, init_start
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
@@ -19,7 +20,7 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     Raises:
       UserError: the run is not finished.
     """
-    processes.initialise()
+    cluster.initialise()
     folder = pathlib.Path(workdir)
     results = finished(folder, config)
     if results is None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ideal_jax import processes
 from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
-from ideal_jax.runs import processes
+from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.export_run import export_best
 from ideal_jax.runs.influence_record import influence_of_json
@@ -35,7 +36,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     Raises:
       UserError: bad config, data or work directory.
     """
-    processes.initialise()
+    cluster.initialise()
     folder = pathlib.Path(workdir)
     results, session = finished(folder, config), None
     if results is None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ideal_jax import processes
 from ideal_jax.errors import UserError
 from ideal_jax.influence.estimators import METAGRADIENT
-from ideal_jax.runs import processes
 from ideal_jax.runs.ideal_run import plan_of
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from ideal_jax import processes
 
 Advance = Callable[..., None]  # (done, total=None, note="")
 
@@ -27,9 +28,9 @@ class Reporter:
     """
 
     def __init__(self, enabled: bool, every: float = 15.0):
-        self._enabled = enabled and jax.process_index() == 0
+        self._enabled = enabled and processes.is_writer()
         self._every = every
-        self.console = Console(highlight=False, quiet=jax.process_index() != 0)
+        self.console = Console(highlight=False, quiet=not processes.is_writer())
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager

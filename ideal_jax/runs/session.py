@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ideal_jax import config as config_lib
-from ideal_jax import sharding, training
+from ideal_jax import processes, sharding, training
 from ideal_jax.data import Dataset, prepare, synthetic
 from ideal_jax.data.sources import find_sources, is_built_in
 from ideal_jax.errors import UserError
@@ -18,7 +18,7 @@ from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import check_inversion, check_name
 from ideal_jax.mixture import MixtureState, check_bounds
 from ideal_jax.models import Decoder, abstract_params
-from ideal_jax.runs import processes
+from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import check_model, init_tokenizer, open_model, without_adapters
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
@@ -65,7 +65,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     Raises:
       UserError: whatever the user can mend, before any long work starts.
     """
-    processes.initialise()
+    cluster.initialise()
     config_lib.check(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check(config, mesh)
@@ -153,25 +153,28 @@ def _check_sizes(data: Dataset) -> None:
 
 
 def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
-    target = folder.path / "data"
-    if processes.is_writer() and not (target / "dataset.json").exists():
+    target, section = folder.path / "data", data_section(config)
+
+    def check() -> None:
         # What depends on the number of domains is told before their texts are read.
+        if (target / "dataset.json").exists():
+            return
         if is_built_in(config.data):
             n = len(config_lib.names(config.data.domains) or synthetic.DOMAINS)
         else:
             n = len(find_sources(config.data))
         capability_weights(config, n)
         given_counts(config, n)
+
+    processes.writer_first(check)
     with reporter.phase("data") as advance:
 
         def progress(name: str, done: int, total: int | None) -> None:
             advance(done, total, name)
 
-        section = data_section(config)
-        if processes.is_writer():
-            data = prepare(section, target, config.seed, progress=progress)
-        processes.barrier("data")
-        data = data if processes.is_writer() else prepare(section, target, config.seed)
+        data = processes.writer_first(
+            lambda: prepare(section, target, config.seed, progress=progress)
+        ) or prepare(section, target, config.seed)
     tell_left_out(data, reporter)
     return data
 

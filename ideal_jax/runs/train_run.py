@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ideal_jax import sharding, training, trees
+from ideal_jax import processes, sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
 from ideal_jax.data.sources import is_built_in
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import abstract_params, lora, random_params
-from ideal_jax.runs import cost, processes
+from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import Start, adapted, frozen_folder, init_start
 from ideal_jax.runs.session import Session
 from ideal_jax.runs.workdir import read_json, write_json

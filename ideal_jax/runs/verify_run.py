@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ideal_jax import config as config_lib
-from ideal_jax import training
+from ideal_jax import processes, training
 from ideal_jax.data import example_batches
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import domain_losses
@@ -28,7 +28,6 @@ from ideal_jax.influence.agreement import agreement
 from ideal_jax.influence.estimators import METAGRADIENT, check_name
 from ideal_jax.mixture import MixturePlan, MixtureState
 from ideal_jax.report import write_report
-from ideal_jax.runs import processes
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.ideal_run import plan_of
 from ideal_jax.runs.influence_round import influence_round

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from ideal_jax import config as config_lib
+from ideal_jax import processes
 from ideal_jax.errors import UserError
-from ideal_jax.runs import processes
 
 _PACKAGES = ("ideal-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -30,11 +30,13 @@ class WorkDir:
     def __init__(self, path: str | pathlib.Path, config: Any):
         self.path = pathlib.Path(path)
         self._lock: Any = None
-        if processes.is_writer():
+
+        def open_it() -> None:
             self._refuse_strangers()
             self._claim()
             self._check(config)
-        processes.barrier("workdir")
+
+        processes.writer_first(open_it)
 
     def round(self, index: int) -> pathlib.Path:
         """``rounds/NN``."""

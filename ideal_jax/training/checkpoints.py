@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ideal_jax import processes
 from ideal_jax.errors import UserError
 from ideal_jax.models import Decoder, DecoderConfig
 
@@ -72,7 +73,7 @@ def save_model(folder: pathlib.Path, model: Decoder, params: Any, base: str = ""
     """
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params, force=True)
-    if jax.process_index() == 0:
+    if processes.is_writer():
         known = {"config": model.cfg.to_json(), "origin": model.origin, "base": base}
         partial = folder / "model.json.partial"
         partial.write_text(json.dumps(known, indent=1))

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from ideal_jax import sharding
-from ideal_jax.errors import UserError
+from ideal_jax import processes, sharding
+from ideal_jax.errors import Terminated, UserError
 from ideal_jax.models.lora import with_frozen
 from ideal_jax.training.checkpoints import Checkpoints, abstract_like
 from ideal_jax.training.step import TrainState, init_state, make_train_step
@@ -62,13 +62,14 @@ def train(
 
     Raises:
       UserError: the loss is not finite.
+      Terminated: some process was told to end; a checkpoint of all steps done is saved.
     """
     started = time.perf_counter()
     abstract, shardings = _layout(mesh, params, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints")
     log = _MetricsLog(folder / "metrics.jsonl")
     counts: dict[str, Any] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0}
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), processes.termination() as termination:
         if checkpoints.latest() is None:
             state, start = start_state(mesh, params, optimizer), 0
         else:
@@ -84,20 +85,26 @@ def train(
         )
         clock = time.perf_counter()
         pending: tuple[int, Any] | None = None
+        told: Any = False
         for step, rows in enumerate(_stream(batches, start, steps, prefetch), start=start + 1):
             batch = with_frozen(sharding.place(mesh, rows, batch_size), frozen)
             state, metrics = step_fn(state, batch)
             # One step behind: the host reads step k−1 while the devices work on step k.
+            ends, told = bool(told), termination.vote()
             if pending is not None:
                 clock = _report(pending, counts, log, log_every, clock, learning_rate, progress)
             pending = (step, metrics)
-            if step % checkpoint_every == 0 or step == steps:
+            if step % checkpoint_every == 0 or step == steps or ends:
                 clock = _report(pending, counts, log, log_every, clock, learning_rate, progress)
                 pending = None
                 counts["seconds"] = time.perf_counter() - started
                 checkpoints.save(step, state, {"step": step, **counts})
+            if ends:
+                break
         checkpoints.close()
-    log.close()
+        log.close()
+        if told:
+            raise Terminated
     seconds = time.perf_counter() - started
     return TrainResult(state, counts["tokens"], counts["supervised_tokens"], seconds)
 
@@ -166,7 +173,7 @@ class _MetricsLog:
 
     def keep_until(self, step: int) -> None:
         """Drops lines after ``step`` (they will be written again) and opens for appending."""
-        if jax.process_index() != 0:
+        if not processes.is_writer():
             return
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]

@@ -1,0 +1,111 @@
+"""Many processes, one run: who writes, who decides, and how all end together."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ideal_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def is_writer() -> bool:
+    """Process 0 alone writes to the work directory (checkpoints excepted)."""
+    return jax.process_index() == 0
+
+
+def is_mine(number: int) -> bool:
+    """Whether this process does piece ``number`` of work that is shared out."""
+    return number % jax.process_count() == jax.process_index()
+
+
+def agree(value: bool) -> bool:
+    """Process 0's value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def barrier(name: str) -> None:
+    """Waits for every process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def leave() -> None:
+    """All leave together: to the others the first to vanish would look like a failure."""
+    jax.distributed.shutdown()
+
+
+def writer_first(do: Callable[[], T]) -> T | None:
+    """Process 0 calls ``do``; the others wait, and end too if it is refused.
+
+    Returns:
+      What ``do`` gave in process 0; None in the others.
+
+    Raises:
+      UserError: in every process, if ``do`` raised one in process 0.
+    """
+    given, refused = None, None
+    if is_writer():
+        try:
+            given = do()
+        except UserError as error:
+            refused = error
+    if agree(refused is not None):
+        raise refused or UserError("process 0 has told why the run cannot start")
+    return given
+
+
+class Termination:
+    """Whether some process was told to end, found out by all at the same step.
+
+    A scheduler or a cloud that takes a machine back sends SIGTERM, perhaps to one process only.
+    Every step each process calls ``vote``; its answer of one step is the same in all of them.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+        devices = np.asarray(jax.devices())
+        self._each = NamedSharding(Mesh(devices, "device"), PartitionSpec("device"))
+        self._all = NamedSharding(self._each.mesh, PartitionSpec())
+
+    def vote(self) -> Any:
+        """A scalar that is true if any process was told; not waited for."""
+        if jax.process_count() == 1:
+            return self.told
+        shape = (len(self._each.mesh.devices),)
+        told = jax.make_array_from_callback(shape, self._each, lambda _: np.asarray([self.told]))
+        return jax.jit(jnp.any, out_shardings=self._all)(told)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[Termination]:
+    """SIGTERM inside the block is heard by the ``Termination`` and ends no process by itself.
+
+    One that nobody acted upon ends the process behind the block.
+    """
+    heard = Termination()
+    if threading.current_thread() is not threading.main_thread():
+        yield heard  # only the main thread may have handlers
+        return
+
+    def hear(number: int, frame: Any) -> None:
+        heard.told = True
+
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if heard.told:
+        os.kill(os.getpid(), signal.SIGTERM)
