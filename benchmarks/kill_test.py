@@ -22,7 +22,8 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_TIMES = ("seconds", "tokens_per_second")
+_TIMES = ("seconds", "elapsed", "mfu", "positions_per_second")
+_TIMES += ("tokens_per_second", "supervised_tokens_per_second")
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
     files += sorted((workdir / "rounds").glob("*/*.json*"))
     found: dict[str, Any] = {"report.html": (workdir / "report.html").exists()}
     for file in files:
+        if file.name == "speed.json":
+            continue  # all of it is measured
         lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
         name = str(file.relative_to(workdir))
         found[name] = [timeless(json.loads(line)) for line in lines]

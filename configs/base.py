@@ -140,5 +140,6 @@ def get_config() -> ConfigDict:
 
     c.logging = lg = ConfigDict()
     lg.progress = True  # [runtime] live progress on the terminal
+    lg.trace = ""  # [runtime] "10:12": profiler trace of these steps of every training
 
     return c.lock()

@@ -96,6 +96,8 @@ def duration(seconds: float | None) -> str:
     """Seconds in the two largest units that matter."""
     if seconds is None or not finite(seconds):
         return fixed(seconds)
+    if seconds < 0.9995:
+        return f"{significant(1000 * seconds)} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes = round(seconds) // 60
@@ -103,3 +105,8 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {round(seconds) % 60} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours:,} h {minutes} min"
+
+
+def gibibytes(x: float | None) -> str:
+    """Bytes in GiB."""
+    return fixed(x) if x is None or not finite(x) else f"{fixed(x / 2**30, 2)} GiB"

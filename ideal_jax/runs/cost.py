@@ -42,6 +42,15 @@ def train_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
     return (3.0 if cfg.lora is None else 2.0) * forward_flops(cfg, tokens, length)
 
 
+def model_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
+    """FLOPs of training on tokens (padding included) as MFU counts them.
+
+    Of attention only what causality leaves: a token sees (length + 1)/2 on average. Sliding windows
+    and the bounds of packed examples are not discounted, and nothing that is recomputed counts.
+    """
+    return train_flops(cfg, tokens, (length + 1) / 2)
+
+
 def curvature_flops(
     cfg: DecoderConfig,
     length: float,

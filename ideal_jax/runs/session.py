@@ -132,6 +132,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
         raise UserError("training.steps and training.epochs are both 0: nothing to train")
     check_model(config)
     training.schedule(config.training, 1)
+    training.traced_steps(config.logging.trace)
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))

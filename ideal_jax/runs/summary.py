@@ -1,11 +1,13 @@
 """What a run ends with on the terminal: the mixtures, the scores, where the report lies."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from ideal_jax.report import formats
 
 
 def print_summary(results: dict[str, Any], weights: Sequence[float], report: pathlib.Path) -> None:
@@ -59,6 +61,30 @@ def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
     console.print(table)
     console.print("negative: more of the domain lowers the loss", record["decision"]["reason"])
     console.print(f"influence: {file}", soft_wrap=True)
+
+
+def speed_line(speed: Mapping[str, Any]) -> str:
+    """A ``speed.json`` in one line; what is unknown is left out."""
+    seconds, told = speed["seconds"], [f"{formats.duration(speed['step_seconds'])} a step"]
+    if "tokens_per_second" in speed:
+        padded, real, supervised = (
+            f"{speed[f'{kind}_per_second']:,.0f}"
+            for kind in ("positions", "tokens", "supervised_tokens")
+        )
+        told.append(f"{padded} tokens/s ({real} non-padding, {supervised} supervised)")
+    if "mfu" in speed:
+        step, peak = formats.flops(speed["flops_per_step"]), formats.flops(speed["peak_flops"])
+        told.append(f"MFU {speed['mfu']:.1%} ({step} a step, peak {peak}/s)")
+    told.append(f"compiled in {formats.duration(seconds['compile'])}")
+    if speed["peak_bytes"]:
+        told.append(f"peak memory {formats.gibibytes(speed['peak_bytes'])}")
+    parts = [
+        f"{name} {value / seconds['all']:.0%}"
+        for name, value in seconds.items()
+        if name not in ("all", "step") and value >= 0.005 * seconds["all"]
+    ]
+    told.append(f"goodput {speed['goodput']:.0%}")
+    return ", ".join(told) + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _weighted(weights: Sequence[float], losses: dict[str, float]) -> float:

@@ -19,6 +19,7 @@ from ideal_jax.models import abstract_params, lora, random_params
 from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import Start, adapted, frozen_folder, init_start
 from ideal_jax.runs.session import Session
+from ideal_jax.runs.summary import speed_line
 from ideal_jax.runs.workdir import read_json, write_json
 from ideal_jax.training.checkpoints import load_params, save_model
 
@@ -200,6 +201,8 @@ def _train(
     session: Session, recipe: Recipe, begin: Start, folder: pathlib.Path, name: str
 ) -> Trained:
     config, steps = session.config, recipe.steps
+    length = config.data.row_length
+    positions = recipe.batch_size * length
     with session.reporter.phase(name) as advance:
         result = training.train(
             mesh=session.mesh,
@@ -216,28 +219,36 @@ def _train(
             log_every=config.training.log_every,
             checkpoint_every=config.training.checkpoint_every,
             prefetch=config.data.prefetch,
-            progress=lambda step, m: advance(step, steps, f"loss {m['loss']:.3f}"),
+            flops=cost.model_flops(session.model.cfg, positions, length),
+            trace=training.traced_steps(config.logging.trace),
+            progress=lambda step, m: advance(step, steps, _note(m)),
         )
     file = folder / "train.json"
     if processes.agree(file.exists()):
         return Trained(result.state, read_json(file), begin.frozen)
-    positions = steps * recipe.batch_size * config.data.row_length
     record = {
         "steps": steps,
         "rows": recipe.rows,
         "filled": recipe.filled,
         "tokens": result.tokens,
         "supervised_tokens": result.supervised_tokens,
-        "flops": cost.train_flops(session.model.cfg, positions, config.data.row_length),
+        "flops": cost.train_flops(session.model.cfg, steps * positions, length),
         "seconds": result.seconds,
         "params_sha256": trees.digest(sharding.fetch(result.state.params)),
     }
     base = str(_frozen_folder(session)) if begin.frozen else ""
     save_model(folder, session.model, result.state.params, base)
     processes.barrier(f"{name} record")
+    write_json(folder / "speed.json", result.speed)
+    session.reporter.console.print(f"{name}: {speed_line(result.speed)}", soft_wrap=True)
     write_json(file, record)
     processes.barrier(f"{name} recorded")
     return Trained(result.state, record, begin.frozen)
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    """What stands beside the bar of a training."""
+    return f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
 
 def _frozen_folder(session: Session) -> str | pathlib.Path:

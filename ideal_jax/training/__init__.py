@@ -12,3 +12,4 @@ from ideal_jax.training.optimizer import second_moment as second_moment
 from ideal_jax.training.step import TrainState as TrainState
 from ideal_jax.training.step import init_state as init_state
 from ideal_jax.training.step import make_train_step as make_train_step
+from ideal_jax.training.trace import traced_steps as traced_steps

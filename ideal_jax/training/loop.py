@@ -1,9 +1,9 @@
 """The training loop: reads top to bottom, continues where it was killed."""
 
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grain
@@ -15,7 +15,10 @@ from ideal_jax import processes, sharding
 from ideal_jax.errors import Terminated, UserError
 from ideal_jax.models.lora import with_frozen
 from ideal_jax.training.checkpoints import Checkpoints, abstract_like
-from ideal_jax.training.step import TrainState, init_state, make_train_step
+from ideal_jax.training.log import MetricsLog
+from ideal_jax.training.meter import Meter, Stamps
+from ideal_jax.training.step import StepMetrics, TrainState, init_state, make_train_step
+from ideal_jax.training.trace import Trace
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -26,7 +29,18 @@ class TrainResult(NamedTuple):
     state: TrainState
     tokens: int  # non-padding tokens seen
     supervised_tokens: int
-    seconds: float  # up to the last checkpoint of earlier starts, and all of this one
+    seconds: float  # of all starts
+    speed: dict[str, Any]  # see ``Meter.summary``
+
+
+class _Sent(NamedTuple):
+    """A step that the devices work on."""
+
+    step: int
+    metrics: StepMetrics
+    positions: int  # tokens and padding
+    stamps: tuple[float, float, float]  # asked, got, sent
+    finished: Future[float]
 
 
 def train(
@@ -45,6 +59,8 @@ def train(
     checkpoint_every: int,
     prefetch: int,
     frozen: Any = None,
+    flops: float = 0.0,
+    trace: range = range(0),
     progress: Progress = lambda step, metrics: None,
 ) -> TrainResult:
     """Trains for ``steps`` steps; batch ``s`` is ``batches[s]`` whatever happened before.
@@ -57,56 +73,95 @@ def train(
       batch_size: rows of the whole batch.
       prefetch: batches read ahead.
       frozen: parameters on the mesh that the loss needs and training leaves as they are.
-      folder: keeps ``checkpoints/`` and ``metrics.jsonl``; a run found there is continued.
+      folder: keeps ``checkpoints/``, ``metrics.jsonl`` and ``trace/``; a run found there is
+        continued.
+      flops: model FLOPs of one step, for MFU.
+      trace: steps to write a profiler trace of.
       progress: called with the steps done and the newest metrics.
 
     Raises:
       UserError: the loss is not finite.
       Terminated: some process was told to end; a checkpoint of all steps done is saved.
     """
-    started = time.perf_counter()
-    abstract, shardings = _layout(mesh, params, optimizer)
+    meter = Meter(mesh, flops)
+    jitted, abstract = step_program(mesh, params, loss_fn, optimizer, micro_batches)
     checkpoints = Checkpoints(folder / "checkpoints")
-    log = _MetricsLog(folder / "metrics.jsonl")
-    counts: dict[str, Any] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0}
-    with jax.set_mesh(mesh), processes.termination() as termination:
+    log = MetricsLog(folder / "metrics.jsonl")
+
+    def report(sent: _Sent) -> None:
+        """Counts one step when it is finished, logs and shows it."""
+        values = _report(sent, meter, learning_rate)
+        if sent.step % log_every == 0:
+            log.write({"step": sent.step, **values})
+        progress(sent.step, values)
+
+    with (
+        jax.set_mesh(mesh),
+        processes.termination() as termination,
+        ThreadPoolExecutor(1) as watcher,
+        Trace(trace, folder / "trace") as tracing,
+    ):
         if checkpoints.latest() is None:
             state, start = start_state(mesh, params, optimizer), 0
+            counted: dict[str, Any] = {}
         else:
             del params
-            state, counts = checkpoints.restore(abstract_like(abstract, shardings))
-            start = counts.pop("step")
-            started -= counts["seconds"]
-        log.keep_until(start)
-        step_fn = jax.jit(
-            make_train_step(loss_fn, optimizer, micro_batches),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
-        clock = time.perf_counter()
-        pending: tuple[int, Any] | None = None
+            state, counted = checkpoints.restore(abstract)
+            start = counted.pop("step")
+        meter.resume(counted, *log.keep_until(start, counted.get("seconds", 0.0)))
+        step_fn: Any = None
+        before: _Sent | None = None
         told: Any = False
-        for step, rows in enumerate(_stream(batches, start, steps, prefetch), start=start + 1):
-            batch = with_frozen(sharding.place(mesh, rows, batch_size), frozen)
-            state, metrics = step_fn(state, batch)
+        stream = _stream(batches, start, steps, prefetch)
+        meter.start()
+        for step in range(start + 1, steps + 1):
+            asked = time.perf_counter()
+            batch = with_frozen(sharding.place(mesh, next(stream), batch_size), frozen)
+            got = time.perf_counter()
+            if step_fn is None:
+                with meter.timed("compile"):
+                    step_fn = jitted.lower(state, batch).compile()
+            tracing.before(step)
+            sent = time.perf_counter()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_fn(state, batch)
+            finished = watcher.submit(_finished, metrics)
             # One step behind: the host reads step k−1 while the devices work on step k.
             ends, told = bool(told), termination.vote()
-            if pending is not None:
-                clock = _report(pending, counts, log, log_every, clock, learning_rate, progress)
-            pending = (step, metrics)
+            if before is not None:
+                report(before)
+            before = _Sent(step, metrics, batch["tokens"].size, (asked, got, sent), finished)
+            tracing.after(step, metrics)
             if step % checkpoint_every == 0 or step == steps or ends:
-                clock = _report(pending, counts, log, log_every, clock, learning_rate, progress)
-                pending = None
-                counts["seconds"] = time.perf_counter() - started
-                checkpoints.save(step, state, {"step": step, **counts})
+                report(before)
+                before = None
+                counted = {"step": step, **meter.counted()}
+                with meter.timed("checkpoint"):
+                    checkpoints.save(step, state, counted)
             if ends:
                 break
-        checkpoints.close()
+        with meter.timed("checkpoint"):
+            checkpoints.close()
         log.close()
         if told:
             raise Terminated
-    seconds = time.perf_counter() - started
-    return TrainResult(state, counts["tokens"], counts["supervised_tokens"], seconds)
+    speed = meter.summary(steps)
+    tally = meter.tally
+    return TrainResult(state, tally.tokens, tally.supervised_tokens, tally.seconds, speed)
+
+
+def step_program(
+    mesh: jax.sharding.Mesh, params: Any, loss_fn: Any, optimizer: Any, micro_batches: int
+) -> tuple[Any, TrainState]:
+    """The compiled form of ``make_train_step``, and shapes and shardings of the state it donates.
+
+    Args:
+      params: arrays on the mesh, or their shapes and shardings.
+    """
+    abstract, shardings = _layout(mesh, params, optimizer)
+    step = make_train_step(loss_fn, optimizer, micro_batches)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jitted, abstract_like(abstract, shardings)
 
 
 def start_state(
@@ -136,66 +191,21 @@ def _stream(batches: grain.MapDataset, start: int, stop: int, prefetch: int) -> 
     return iter(batches[start:stop].to_iter_dataset(options))
 
 
-def _report(
-    pending: tuple[int, Any],
-    counts: dict[str, Any],
-    log: "_MetricsLog",
-    log_every: int,
-    clock: float,
-    learning_rate: Callable[[int], Any],
-    progress: Progress,
-) -> float:
-    """Counts one finished step, logs and shows it; returns the time it was read."""
-    step, metrics = pending
-    values = {name: float(value) for name, value in metrics._asdict().items()}
+def _finished(metrics: StepMetrics) -> float:
+    """When the result of a step was there."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
+def _report(sent: _Sent, meter: Meter, learning_rate: Callable[[int], Any]) -> dict[str, float]:
+    """What a step reports, once it is finished, and how fast it was."""
+    finished = sent.finished.result()
+    values = {name: float(value) for name, value in sent.metrics._asdict().items()}
     if not np.isfinite(values["loss"]):
         raise UserError(
-            f"the loss is {values['loss']} at step {step}; lower the learning rate or clip_norm"
+            f"the loss is {values['loss']} at step {sent.step}; lower the learning rate or "
+            "clip_norm"
         )
-    now = time.perf_counter()
-    counts["tokens"] += int(values["tokens"])
-    counts["supervised_tokens"] += int(values["supervised_tokens"])
-    values["learning_rate"] = float(learning_rate(step - 1))
-    values["tokens_per_second"] = values["tokens"] / max(now - clock, 1e-9)
-    values["seconds"] = now - clock
-    if step % log_every == 0:
-        log.write({"step": step, **values})
-    progress(step, values)
-    return now
-
-
-class _MetricsLog:
-    """``metrics.jsonl``: one line per logged step, written by process 0."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self._file: Any = None
-
-    def keep_until(self, step: int) -> None:
-        """Drops lines after ``step`` (they will be written again) and opens for appending."""
-        if not processes.is_writer():
-            return
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(self._path)
-        self._file = self._path.open("a")
-
-    def write(self, values: dict[str, float]) -> None:
-        """Appends one line."""
-        if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return np.inf  # cut off by a kill
+    values["learning_rate"] = float(learning_rate(sent.step - 1))
+    counts = (sent.positions, int(values["tokens"]), int(values["supervised_tokens"]))
+    return values | meter.step(Stamps(*sent.stamps, finished), *counts)
