@@ -83,6 +83,21 @@ _STEP = {
     "grad_norm?": float,
     "tokens_per_second?": float,
 }
+_SPEED = {
+    "device": str,
+    "devices": int,
+    "step_seconds": float,
+    "positions_per_second?": float,
+    "tokens_per_second?": float,
+    "supervised_tokens_per_second?": float,
+    "mfu?": float,
+    "flops_per_step": float,
+    "peak_flops?": float,
+    "peak_bytes?": float,
+    "goodput": float,
+    "seconds": {"*": float},
+    "lost_steps": int,
+}
 _RESULTS = {
     "status?": str,
     "best_round?": int,
@@ -126,6 +141,7 @@ class Round(NamedTuple):
       number: NN.
       mixture, influence, evaluation: checked contents; missing optional keys are None.
       steps: the logged steps in order; a step logged twice (a resumed run) counts once.
+      speed: of the training, when it is done.
       unreadable: lines of metrics.jsonl that are no JSON (a write cut short by a kill).
     """
 
@@ -134,6 +150,7 @@ class Round(NamedTuple):
     influence: dict[str, Json] | None
     evaluation: dict[str, Json] | None
     steps: list[dict[str, Json]]
+    speed: dict[str, Json] | None
     unreadable: int
 
 
@@ -177,7 +194,8 @@ def _round(folder: Path) -> Round:
         _check_shapes(influence, folder / "influence.json")
     steps, unreadable = _steps(folder / "metrics.jsonl")
     evaluation = _read(folder / "evaluation.json", _EVALUATION)
-    return Round(int(folder.name), mixture, influence, evaluation, steps, unreadable)
+    speed = _read(folder / "speed.json", _SPEED)
+    return Round(int(folder.name), mixture, influence, evaluation, steps, speed, unreadable)
 
 
 def _read(path: Path, schema: Json, foreign: bool = False) -> dict[str, Json] | None:

@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from ideal_jax.errors import UserError
-from ideal_jax.report import answer, matrix, rounds, scores, sections, verification
+from ideal_jax.report import answer, matrix, rounds, scores, sections, speed, verification
 from ideal_jax.report.load import Run, load
 
 
@@ -67,6 +67,7 @@ def render(run: Run) -> str:
         losses=scores.losses(run),
         curves=sections.curves(run),
         cost=sections.cost(run),
+        speed=speed.speed(run),
         samples=sections.samples(run),
         setup=sections.setup(run),
     )

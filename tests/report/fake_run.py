@@ -48,6 +48,7 @@ def write_run(
         mixture = {"round": k, "method": "ideal", "seed": 0, "domains": rows}
         write(folder / "mixture.json", mixture | {"plan_sha256": f"{k:064x}"})
         _write_steps(folder / "metrics.jsonl", rng, k)
+        write(folder / "speed.json", _speed(k))
         evaluation = _evaluation(rng, domains, references, k, text)
         write(folder / "evaluation.json", evaluation)
         phases += [_phase("train", k, 3.1e15, 412.7), _phase("evaluate", k, 2.4e14, 61.0)]
@@ -186,6 +187,25 @@ def _evaluation(rng, domains, references, k, text):
         "selection_loss": 1.4123 - 0.041 * k,
         "test_loss_mean": 1.4345 - 0.039 * k,
         "samples": samples,
+    }
+
+
+def _speed(k):
+    parts = {"all": 200.0, "step": 150.0, "start": 3.0, "compile": 21.0, "data": 2.0}
+    return {
+        "device": "NVIDIA H100 80GB HBM3",
+        "devices": 8,
+        "step_seconds": 0.5 + 0.01 * k,
+        "positions_per_second": 65536.0,
+        "tokens_per_second": 61234.0,
+        "supervised_tokens_per_second": 20111.0,
+        "mfu": 0.4321,
+        "flops_per_step": 1.709388e15,
+        "peak_flops": 7.912e15,
+        "peak_bytes": 60 * 2**30,
+        "goodput": 0.75,
+        "seconds": parts | {"checkpoint": 12.0, "lost": 8.0, "rest": 4.0},
+        "lost_steps": 16,
     }
 
 

@@ -111,6 +111,21 @@ def test_numbers_of_the_files_are_on_the_page(tmp_path):
     assert "0.10.2" in text
 
 
+def test_the_speed_of_training_is_told_with_its_formula(tmp_path):
+    text = read(write_run(tmp_path)).text
+    assert "0 (given)500 ms65,53661,23420,11143.2%60.00 GiB21.0 s" in text
+    assert "In the last round 1.71 PFLOP / (520 ms × 7.91 PFLOP/s) = 43.2%, on 8 × NVIDIA" in text
+    assert "0 (given)3 min 20 s75.0%10.5%1.0%6.0%1.5%4.0% (16 steps)2.0%" in text
+    for k in range(3):
+        change(tmp_path / f"rounds/0{k}/speed.json", device="cpu", mfu=None, peak_bytes=None)
+    text = read(tmp_path).text
+    assert "65,53661,23420,111––21.0 s" in text
+    assert "8 × cpu has no peak in the table of chips, so there is no MFU" in text
+    for k in range(3):
+        (tmp_path / f"rounds/0{k}/speed.json").unlink()
+    assert "Speed of training" not in read(tmp_path).text
+
+
 def test_what_was_scored_and_which_examples_matter_are_on_the_page(tmp_path):
     text = read(write_run(tmp_path)).text
     assert "training examples scored; the sign of every α is known" in text
