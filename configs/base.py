@@ -140,6 +140,7 @@ def get_config() -> ConfigDict:
 
     c.logging = lg = ConfigDict()
     lg.progress = True  # [runtime] live progress on the terminal
+    lg.tensorboard = False  # [runtime] metrics.jsonl also as TensorBoard's event files
     lg.trace = ""  # [runtime] "10:12": profiler trace of these steps of every training
 
     return c.lock()

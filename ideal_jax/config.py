@@ -27,6 +27,7 @@ RUNTIME = frozenset(
         "influence.layer_groups",
         "influence.tangents",
         "logging.progress",
+        "logging.tensorboard",
         "logging.trace",
         "loss.block",
         "mesh.fsdp",

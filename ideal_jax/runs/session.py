@@ -133,6 +133,8 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     check_model(config)
     training.schedule(config.training, 1)
     training.traced_steps(config.logging.trace)
+    if config.logging.tensorboard:
+        training.check_tensorboard()
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))

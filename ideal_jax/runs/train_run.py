@@ -221,6 +221,7 @@ def _train(
             prefetch=config.data.prefetch,
             flops=cost.model_flops(session.model.cfg, positions, length),
             trace=training.traced_steps(config.logging.trace),
+            tensorboard=config.logging.tensorboard,
             progress=lambda step, m: advance(step, steps, _note(m)),
         )
     file = folder / "train.json"

@@ -1,5 +1,6 @@
 """Training: loss, optimizer, state, step, loop, checkpoints."""
 
+from ideal_jax.training.log import check_tensorboard as check_tensorboard
 from ideal_jax.training.loop import TrainResult as TrainResult
 from ideal_jax.training.loop import start_state as start_state
 from ideal_jax.training.loop import train as train

@@ -1,5 +1,6 @@
-"""``metrics.jsonl``: what the logged steps of a training reported."""
+"""The log of a training: ``metrics.jsonl``, and the same as event files of TensorBoard."""
 
+import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -7,14 +8,33 @@ from typing import Any
 import numpy as np
 
 from ideal_jax import processes
+from ideal_jax.errors import UserError
+
+
+def check_tensorboard() -> None:
+    """Whether event files can be written.
+
+    Raises:
+      UserError: the package that writes them (without TensorFlow) is not installed.
+    """
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "logging.tensorboard=True needs tensorboardX: pip install 'ideal-jax[tensorboard]'"
+        )
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one line per logged step, written by process 0."""
+    """``metrics.jsonl``: one line per logged step, written by process 0.
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    Args:
+      path: of the file.
+      events: folder for the same as TensorBoard's event files; None: none.
+    """
+
+    def __init__(self, path: pathlib.Path, events: pathlib.Path | None = None):
+        self._path, self._events = path, events
         self._file: Any = None
+        self._writer: Any = None
 
     def keep_until(self, step: int, elapsed: float) -> tuple[int, float]:
         """Drops lines after ``step`` (they will be written again) and opens for appending.
@@ -31,6 +51,11 @@ class MetricsLog:
         partial.write_text("".join(line + "\n" for line in kept))
         partial.replace(self._path)
         self._file = self._path.open("a")
+        if self._events is not None:
+            from tensorboardX import SummaryWriter  # slow to import, and not everybody's
+
+            # A purged step is shown as it was written last.
+            self._writer = SummaryWriter(str(self._events), purge_step=step + 1)
         last = max((values.get("step", 0) for _, values in read), default=0)
         until = max((values.get("elapsed", 0.0) for _, values in read), default=0.0)
         return max(0, last - step), max(0.0, until - elapsed)
@@ -40,11 +65,16 @@ class MetricsLog:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
+        if self._writer is not None:
+            for name in values.keys() - {"step"}:
+                self._writer.add_scalar(f"train/{name}", values[name], int(values["step"]))
+            self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        """Closes the files."""
+        for file in (self._file, self._writer):
+            if file is not None:
+                file.close()
 
 
 def _read(line: str) -> dict[str, Any]:

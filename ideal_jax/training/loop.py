@@ -61,6 +61,7 @@ def train(
     frozen: Any = None,
     flops: float = 0.0,
     trace: range = range(0),
+    tensorboard: bool = False,
     progress: Progress = lambda step, metrics: None,
 ) -> TrainResult:
     """Trains for ``steps`` steps; batch ``s`` is ``batches[s]`` whatever happened before.
@@ -77,6 +78,7 @@ def train(
         continued.
       flops: model FLOPs of one step, for MFU.
       trace: steps to write a profiler trace of.
+      tensorboard: the log also goes to ``tensorboard/`` as event files.
       progress: called with the steps done and the newest metrics.
 
     Raises:
@@ -86,7 +88,7 @@ def train(
     meter = Meter(mesh, flops)
     jitted, abstract = step_program(mesh, params, loss_fn, optimizer, micro_batches)
     checkpoints = Checkpoints(folder / "checkpoints")
-    log = MetricsLog(folder / "metrics.jsonl")
+    log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard" if tensorboard else None)
 
     def report(sent: _Sent) -> None:
         """Counts one step when it is finished, logs and shows it."""
