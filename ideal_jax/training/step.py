@@ -31,8 +31,11 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    """Step 0. Moments are float32 at least, as the gradients that they are made of."""
+    gradients = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
+    )
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(gradients))
 
 
 @functools.cache  # the same function again: another training of the shape compiles nothing

@@ -154,3 +154,13 @@ def test_decay_touches_matrices_only(model_and_params):
     assert moved["embedding"]
     assert not moved["final_norm"]["scale"]
     assert not moved["layers"]["mlp_norm"]["scale"]
+
+
+def test_a_step_changes_no_dtype(model_and_params):
+    model, params = model_and_params
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    optimizer = training.adamw(OPTIONS, 10)
+    state = training.init_state(narrow, optimizer)
+    step = training.make_train_step(training.decoder_loss(model, 4), optimizer)
+    after, _ = jax.eval_shape(step, state, make_batch())
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
