@@ -24,15 +24,52 @@ def start(command, devices, extra=None):
     )
 
 
-def finish(*running):
-    for process in running:
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
+def finish(*running, status=0):
+    outputs = [process.communicate(timeout=600)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == status, output
+    return outputs
 
 
-def two_processes(command, extra=None):
+def port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", **(extra or {})}
-    return [start(command, 2, {**common, "JAX_PROCESS_ID": str(k)}) for k in range(2)]
+        return probe.getsockname()[1]
+
+
+def two_processes(command, devices=2, extra=None):
+    """Told where they are by JAX's own variables."""
+    common = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port()}", "JAX_NUM_PROCESSES": "2"}
+    return [
+        start(command, devices, {**common, **(extra or {}), "JAX_PROCESS_ID": str(k)})
+        for k in range(2)
+    ]
+
+
+def slurm_step(command, tasks, devices):
+    """As ``srun`` starts its tasks."""
+    common = {
+        "SLURM_JOB_ID": str(port()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(tasks),
+        "JAX_COORDINATOR_PORT": str(port()),
+    }
+    return [
+        start(command, devices, {**common, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
+        for k in range(tasks)
+    ]
+
+
+def tpu_slices(command, slices, hosts, devices):
+    """As GKE starts the pods of a JobSet over several TPU slices."""
+    common = {
+        "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * hosts),
+        "MEGASCALE_NUM_SLICES": str(slices),
+        "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080",
+        "JAX_COORDINATOR_PORT": str(port()),
+    }
+    return [
+        start(command, devices, {**common, "MEGASCALE_SLICE_ID": str(s), "TPU_WORKER_ID": str(h)})
+        for s in range(slices)
+        for h in range(hosts)
+    ]

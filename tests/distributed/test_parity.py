@@ -1,64 +1,68 @@
-"""The same numbers on one device, on eight, and on two processes with two devices each."""
+"""The same numbers on one device, on eight, and on two and four processes."""
 
 import pathlib
 
 import numpy as np
 import pytest
-from launching import finish, start, two_processes
+from launching import finish, slurm_step, start, tpu_slices
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 
-
-def relative(found, expected, prefix):
-    names = [name for name in expected.files if name.startswith(prefix)]
-    assert names
-    difference = sum(np.sum((found[n] - expected[n]) ** 2) for n in names)
-    return np.sqrt(difference / sum(np.sum(expected[n] ** 2) for n in names))
+# replica, fsdp, tensor(, slices) of the meshes; (devices, processes) they lie on.
+ONE = "one=1,1,1"
+EIGHT = ("eight=1,4,2", "sharded=1,8,1", "copies=2,2,2")
+TWO = "two=1,4,2"
+FOUR = "four=2,2,1,2"
+DEVICES = {"eight": (8, 1), "sharded": (8, 1), "copies": (8, 1), "two": (8, 2), "four": (4, 4)}
 
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     """{(mesh, dtype): what the worker wrote, "folder": where it worked}."""
     folder = tmp_path_factory.mktemp("parity")
-    found = {}
-    for dtype, extra in (("float32", {}), ("float64", {"JAX_ENABLE_X64": "1"})):
-        kinds = [f"model.dtype={dtype}", f"model.param_dtype={dtype}", "training.micro_batches=2"]
-
-        def command(name, mesh, *more, dtype=dtype, kinds=kinds):
-            out = folder / f"{name}_{dtype}.npz"
-            found[name, dtype] = out
-            return [WORKER, folder / f"{name}_{dtype}", out, mesh, *more, *kinds]
-
-        finish(start(command("one", "1,1,1"), 1, extra))
-        common = found["one", dtype]
-        finish(start(command("eight", "1,4,2", common), 8, extra))
-        if dtype == "float32":  # what differs between processes does not depend on precision
-            finish(*two_processes(command("processes", "1,2,2", common), extra))
-    return {"folder": folder, **{key: np.load(path) for key, path in found.items()}}
+    command = [WORKER, folder, "float32"]
+    finish(start([*command, ONE], 1))
+    finish(start([*command, *EIGHT], 8))
+    finish(*slurm_step([*command, TWO], tasks=2, devices=4))
+    finish(*tpu_slices([*command, FOUR], slices=2, hosts=2, devices=1))
+    # What differs between processes does not depend on precision.
+    for mesh, devices in ((ONE, 1), (EIGHT[0], 8)):
+        finish(start([WORKER, folder, "float64", mesh], devices, {"JAX_ENABLE_X64": "1"}))
+    found = {tuple(path.stem.split("_")): np.load(path) for path in folder.glob("*.npz")}
+    return {"folder": folder, **found}
 
 
-@pytest.mark.parametrize("name", ["eight", "processes"])
-def test_five_steps_agree_in_float32(numbers, name):
+def relative(found, expected, prefix):
+    """‖Δ‖ / ‖·‖ over all arrays of that prefix."""
+    names = [name for name in expected.files if name.startswith(prefix)]
+    assert names
+    difference = sum(np.sum((found[n] - expected[n]) ** 2) for n in names)
+    return np.sqrt(difference / sum(np.sum(expected[n] ** 2) for n in names))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_five_steps_and_factors_agree_in_float32(numbers, name):
     one, other = numbers["one", "float32"], numbers[name, "float32"]
-    assert int(other["devices"]) == {"eight": 8, "processes": 4}[name]
+    assert (int(other["devices"]), int(other["hosts"])) == DEVICES[name]
     assert len(one["losses"]) == 5
-    assert relative(other, one, "grad") <= 1e-5
-    assert relative(other, one, "losses") <= 1e-5
-    assert relative(other, one, "param") <= 1e-5
+    for what in ("grad", "losses", "param", "factor"):
+        assert relative(other, one, what) <= 1e-5, what
 
 
-@pytest.mark.parametrize("estimator", ["ggn_cg", "ekfac"])
 @pytest.mark.parametrize(
     ("name", "dtype", "allowed"),
-    [("eight", "float32", 1e-4), ("processes", "float32", 1e-4), ("eight", "float64", 1e-9)],
+    [*((name, "float32", 1e-4) for name in DEVICES), ("eight", "float64", 1e-9)],
 )
-def test_influence_agrees(numbers, estimator, name, dtype, allowed):
-    expected, found = numbers["one", dtype][estimator], numbers[name, dtype][estimator]
-    assert np.abs(expected).max() > 0
-    assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
+def test_influence_agrees(numbers, name, dtype, allowed):
+    one, other = numbers["one", dtype], numbers[name, dtype]
+    for estimator in {"ggn_cg", "ekfac"} & set(other.files):
+        expected, found = one[estimator], other[estimator]
+        assert np.abs(expected).max() > 0
+        assert np.abs(found - expected).max() <= allowed * np.abs(expected).max(), estimator
+    assert "ekfac" in other.files
 
 
-@pytest.mark.parametrize("name", ["eight", "processes"])
+@pytest.mark.parametrize("name", ["eight", "two", "four"])
 def test_all_processes_together_write_the_same_export_and_read_it_into_shards(numbers, name):
     folders = [numbers["folder"] / f"{n}_float32" / "hf" for n in ("one", name)]
     expected, found = ({p.name: p.read_bytes() for p in f.iterdir()} for f in folders)
@@ -69,6 +73,7 @@ def test_all_processes_together_write_the_same_export_and_read_it_into_shards(nu
 
 
 def test_parameters_are_really_split(numbers):
-    for name, ways in (("one", (1, 1, 1)), ("eight", (1, 4, 2)), ("processes", (1, 2, 2))):
+    ways = {"one": (1, 1), "eight": (4, 2), "sharded": (8, 1), "copies": (2, 2), "four": (2, 1)}
+    for name, split in ways.items():
         shard, whole = numbers[name, "float32"]["shard"], numbers[name, "float32"]["whole"]
-        np.testing.assert_array_equal(shard * np.asarray(ways), whole)
+        np.testing.assert_array_equal(shard * np.asarray((1, *split)), whole)

@@ -1,9 +1,10 @@
-"""One process of a run on some mesh; process 0 writes what it computed.
+"""One process of runs on one mesh after another; process 0 writes what it computed.
 
-    python worker.py WORKDIR OUT.npz MESH [PARAMS.npz] [KEY=VALUE …]      MESH = replica,fsdp,tensor
+    python worker.py FOLDER DTYPE NAME=REPLICA,FSDP,TENSOR[,SLICES] …
 
-Gradients at M_0, five steps, and at PARAMS (by default the end of the five steps) influence and a
-Hugging Face folder, written and read again.
+Gradients at M_0 and five steps; then, at the parameters that "one" ended with, the factors of
+EK-FAC and the influence of domains. For the first name also influence by exact curvature, and a
+Hugging Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
 """
 
 import json
@@ -13,14 +14,18 @@ import sys
 import jax
 import numpy as np
 
-from ideal_jax import sharding, training, trees
+from ideal_jax import processes, sharding, training, trees
 from ideal_jax.config import load, override
+from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.influence.kfac import factor_sums
+from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import load_hf, save_hf
 from ideal_jax.runs.influence_round import influence_round
+from ideal_jax.runs.influence_samples import curvature_batches
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
-from ideal_jax.training.step import accumulate
+from ideal_jax.training.step import accumulate as accumulate_gradients
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
 OVERRIDES = {
@@ -28,6 +33,7 @@ OVERRIDES = {
     "training.steps": "5",
     "training.checkpoint_every": "5",
     "training.log_every": "1",
+    "training.micro_batches": "2",
     # At the default 1e-8 Adam makes a full step of an entry whose gradient is rounding alone; there
     # is one in 20 000, and by itself it moves the parameters apart by 1e-5.
     "training.epsilon": "1e-6",
@@ -37,59 +43,89 @@ OVERRIDES = {
 }
 
 
-def main(workdir: str, out: str, mesh: str, *rest: str) -> None:
-    files = [word for word in rest if word.endswith(".npz")]
-    changes = dict(word.split("=") for word in rest if "=" in word)
-    axes = dict(zip(("mesh.replica", "mesh.fsdp", "mesh.tensor"), mesh.split(","), strict=True))
+def main(folder: str, dtype: str, *meshes: str) -> None:
+    for number, mesh in enumerate(meshes):
+        name, _, sizes = mesh.partition("=")
+        axes = dict(zip(("replica", "fsdp", "tensor", "slices"), sizes.split(","), strict=False))
+        found = measure(pathlib.Path(folder), name, dtype, axes, whole=number == 0)
+        if processes.is_writer():
+            np.savez(f"{folder}/{name}_{dtype}.npz", **found)
+
+
+def measure(folder, name, dtype, axes, *, whole):
+    """What one mesh gives: {name: array}."""
     config = load(CONFIG)
-    for key, value in {**OVERRIDES, **axes, **changes}.items():
+    changes = {f"mesh.{axis}": size for axis, size in axes.items()}
+    kinds = {"model.dtype": dtype, "model.param_dtype": dtype}
+    for key, value in {**OVERRIDES, **changes, **kinds}.items():
         override(config, key, value)
-    session = open_session(config, workdir, "worker")
+    session = open_session(config, folder / f"{name}_{dtype}", "worker")
     state = session.given
     plan = MixturePlan(tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed)
     begin = start(session).params
-    found = {"devices": np.asarray(jax.device_count())}
+    found = {"devices": np.asarray(jax.device_count()), "hosts": np.asarray(jax.process_count())}
     found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, begin))}
-    folder = session.workdir.round(0)
-    trained = train_round(session, plan, folder, "train")
-    params = trained.params
-    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    round_0 = session.workdir.round(0)
+    trained = train_round(session, plan, round_0, "train")
+    lines = (round_0 / "metrics.jsonl").read_text().splitlines()
+    found["losses"] = np.asarray([json.loads(line)["loss"] for line in lines])
+    kernel = trained.params["layers"]["mlp"]["up"]["kernel"]
     found["shard"] = np.asarray(kernel.addressable_shards[0].data.shape)
     found["whole"] = np.asarray(kernel.shape)
-    found |= {f"param{k}": leaf for k, leaf in enumerate(jax.tree.leaves(sharding.fetch(params)))}
-    if files:
-        leaves, treedef = jax.tree.flatten(params)
-        common = np.load(files[0])
-        stored = [common[f"param{k}"] for k in range(len(leaves))]
-        params = jax.tree.unflatten(
-            treedef,
-            [
-                jax.make_array_from_callback(x.shape, x.sharding, lambda i, a=a: a[i])
-                for a, x in zip(stored, leaves, strict=True)
-            ],
-        )
+    ends = jax.tree.leaves(sharding.fetch(trained.params))
+    found |= {f"param{k}": leaf for k, leaf in enumerate(ends)}
+    params = common_parameters(folder / f"one_{dtype}.npz", trained.params)
     trained = trained._replace(state=trained.state._replace(params=params))
-    exported = pathlib.Path(workdir) / "hf"
-    save_hf(exported, session.model, params, shard_bytes=20_000)
-    _, reread = load_hf(exported, mesh=session.mesh, dtype=config.model.param_dtype)
-    split = [
-        x.sharding == y.sharding
-        for x, y in zip(*map(jax.tree.leaves, (params, reread)), strict=True)
+    found |= factors(session, state, plan, params)
+    config.influence.estimator, config.influence.layer_groups = "ekfac", 2
+    found["ekfac"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
+    if whole:
+        config.influence.estimator, config.influence.layer_groups = "ggn_cg", 1
+        found["ggn_cg"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
+        found |= through_hugging_face(session, folder / f"{name}_{dtype}" / "hf", params)
+    return found
+
+
+def common_parameters(path, like):
+    """Those that "one" ended with, sharded ``like`` the ones at hand; in "one" these themselves."""
+    if not path.exists():
+        return like
+    stored, (leaves, treedef) = np.load(path), jax.tree.flatten(like)
+    placed = [
+        jax.make_array_from_callback(x.shape, x.sharding, lambda i, a=stored[f"param{k}"]: a[i])
+        for k, x in enumerate(leaves)
     ]
-    found["reread_in_shards"] = np.asarray(all(split))
+    return jax.tree.unflatten(treedef, placed)
+
+
+def factors(session, state, plan, params):
+    """The Kronecker factors of every layer over the curvature's examples."""
+    config = session.config
+    problem = decoder_problem(session.model)
+    fisher, widest, key = config.influence.fisher, 8192, jax.random.key(config.seed)
+    batches = [batch for part in curvature_batches(session, {}, state, plan) for batch in part]
+    placement = Placement.of(params)
+    with jax.set_mesh(session.mesh):
+        sums = accumulate(
+            lambda b: factor_sums(problem, fisher, widest, placement, params, key, b),
+            batches,
+            phase="factors",
+        )
+    return {f"factor{k}": leaf for k, leaf in enumerate(jax.tree.leaves(sharding.fetch(sums)))}
+
+
+def through_hugging_face(session, folder, params):
+    """Whether a folder written by all and read again is the same, in the same shards."""
+    save_hf(folder, session.model, params, shard_bytes=20_000)
+    dtype = session.config.model.param_dtype
+    _, reread = load_hf(folder, mesh=session.mesh, dtype=dtype)
+    pairs = zip(*map(jax.tree.leaves, (params, reread)), strict=True)
+    found = {"reread_in_shards": np.asarray(all(x.sharding == y.sharding for x, y in pairs))}
     for name, tree in (("reread", reread), ("digest", params)):
         whole = sharding.fetch(tree)  # a file has no padding of the vocabulary
         known = whole["embedding"][: session.model.cfg.vocab_size]
         found[name] = np.asarray(trees.digest({**whole, "embedding": known}))
-    # Exact curvature preconditioned by EK-FAC, and EK-FAC itself with its layers in two groups.
-    for estimator, groups in (("ggn_cg", 1), ("ekfac", 2)):
-        config.influence.estimator, config.influence.layer_groups = estimator, groups
-        influence = influence_round(session, state, plan, trained)
-        found[estimator] = np.asarray(influence["matrix"])
-    if jax.process_index() == 0:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        found["losses"] = np.asarray([json.loads(line)["loss"] for line in lines])
-        np.savez(out, **found)
+    return found
 
 
 def gradients(session, plan, params):
@@ -114,7 +150,7 @@ def gradients(session, plan, params):
     micro = config.training.micro_batches
     with jax.set_mesh(session.mesh):
         batch = sharding.place(session.mesh, batches[0], size)
-        grads = jax.jit(lambda p, b: accumulate(loss, p, b, micro)[1])(params, batch)
+        grads = jax.jit(lambda p, b: accumulate_gradients(loss, p, b, micro)[1])(params, batch)
     return jax.tree.leaves(sharding.fetch(grads))
 
 
