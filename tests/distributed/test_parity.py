@@ -62,7 +62,7 @@ def test_influence_agrees(numbers, name, dtype, allowed):
     assert "ekfac" in other.files
 
 
-@pytest.mark.parametrize("name", ["eight", "two", "four"])
+@pytest.mark.parametrize("name", ["eight", "two"])
 def test_all_processes_together_write_the_same_export_and_read_it_into_shards(numbers, name):
     folders = [numbers["folder"] / f"{n}_float32" / "hf" for n in ("one", name)]
     expected, found = ({p.name: p.read_bytes() for p in f.iterdir()} for f in folders)

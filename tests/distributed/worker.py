@@ -3,8 +3,8 @@
     python worker.py FOLDER DTYPE NAME=REPLICA,FSDP,TENSOR[,SLICES] …
 
 Gradients at M_0 and five steps; then, at the parameters that "one" ended with, the factors of
-EK-FAC and the influence of domains. For the first name also influence by exact curvature, and a
-Hugging Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
+EK-FAC and the influence of domains. For the names in WHOLE also influence by exact curvature, and
+a Hugging Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
 """
 
 import json
@@ -27,6 +27,7 @@ from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
 from ideal_jax.training.step import accumulate as accumulate_gradients
 
+WHOLE = ("one", "eight", "two")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
 OVERRIDES = {
     "base.steps": "0",
@@ -44,10 +45,10 @@ OVERRIDES = {
 
 
 def main(folder: str, dtype: str, *meshes: str) -> None:
-    for number, mesh in enumerate(meshes):
+    for mesh in meshes:
         name, _, sizes = mesh.partition("=")
         axes = dict(zip(("replica", "fsdp", "tensor", "slices"), sizes.split(","), strict=False))
-        found = measure(pathlib.Path(folder), name, dtype, axes, whole=number == 0)
+        found = measure(pathlib.Path(folder), name, dtype, axes, whole=name in WHOLE)
         if processes.is_writer():
             np.savez(f"{folder}/{name}_{dtype}.npz", **found)
 

@@ -8,7 +8,7 @@ import sys
 # Kills its own process in call number ``call`` of a function, before or after what it does.
 DIE = """
 import json, os, signal, sys
-from ideal_jax import runs
+from ideal_jax import processes, runs
 from ideal_jax.cli import main
 from ideal_jax.data import store
 from ideal_jax.runs import influence_round, train_run
@@ -27,6 +27,15 @@ def die(owner, name, call, after=False):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     setattr(owner, name, wrapped)
+
+def told(call):
+    real, calls = processes.Termination.vote, []
+    def vote(termination):
+        calls.append(0)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(termination)
+    processes.Termination.vote = vote
 
 def die_writing(status):
     real = json.dump
@@ -50,9 +59,11 @@ POINTS = {
     "the base recorded, its checkpoints still there": (
         "die(train_run, 'write_json', 1, after=True)"
     ),
+    "told to end in a step of the round": "told(3)",
     "in the influence": "die(influence_round._PhaseClock, 'tick', 2)",
     "results.json half-written": "die_writing('finished')",
 }
+TOLD = "told to end; everything is saved and the same command continues"
 
 
 def test_killed_anywhere(runs, whole, tmp_path):
@@ -60,7 +71,12 @@ def test_killed_anywhere(runs, whole, tmp_path):
     for point, statement in POINTS.items():
         child = runs.start(workdir, cache, program=DIE + statement)
         _, error = child.communicate()
-        assert (child.returncode, error) == (-signal.SIGKILL, ""), point
+        if statement.startswith("told"):
+            assert child.returncode == 143, error
+            assert error == f"ideal-jax: {TOLD}\n"
+            assert (workdir / "rounds" / "00" / "checkpoints" / "4").exists()
+        else:
+            assert (child.returncode, error) == (-signal.SIGKILL, ""), point
     assert runs.here(workdir, cache) == 0
     assert runs.differences(runs.outcome(whole), runs.outcome(workdir)) == []
     assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
