@@ -75,17 +75,18 @@ class Termination:
 
     def __init__(self) -> None:
         self.told = False
-        devices = np.asarray(jax.devices())
-        self._each = NamedSharding(Mesh(devices, "device"), PartitionSpec("device"))
-        self._all = NamedSharding(self._each.mesh, PartitionSpec())
+        mesh = Mesh(np.asarray(jax.devices()), "device")
+        self._each = NamedSharding(mesh, PartitionSpec("device"))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def vote(self) -> Any:
         """A scalar that is true if any process was told; not waited for."""
         if jax.process_count() == 1:
             return self.told
-        shape = (len(self._each.mesh.devices),)
-        told = jax.make_array_from_callback(shape, self._each, lambda _: np.asarray([self.told]))
-        return jax.jit(jnp.any, out_shardings=self._all)(told)
+        told = jax.make_array_from_callback(
+            (jax.device_count(),), self._each, lambda _: np.asarray([self.told])
+        )
+        return self._any(told)
 
 
 @contextlib.contextmanager
