@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ideal_jax.errors import UserError
+
+TOLD = "told"
 
 T = TypeVar("T")
 
@@ -69,33 +70,29 @@ def writer_first(do: Callable[[], T]) -> T | None:
 class Termination:
     """Whether some process was told to end, found out by all at the same step.
 
-    A scheduler or a cloud that takes a machine back sends SIGTERM, perhaps to one process only.
-    Every step each process calls ``vote``; its answer of one step is the same in all of them.
+    A scheduler or a cloud that takes a machine back sends SIGTERM, perhaps to one process only. So
+    the flags of all go with the batch of every step, and what the step says of them is the same
+    in all. (A program of its own would run beside the step, and on CPUs collectives of two
+    programs at a time can wait for each other for ever.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh):
         self.told = False
-        mesh = Mesh(np.asarray(jax.devices()), "device")
-        self._each = NamedSharding(mesh, PartitionSpec("device"))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def vote(self) -> Any:
-        """A scalar that is true if any process was told; not waited for."""
-        if jax.process_count() == 1:
-            return self.told
-        told = jax.make_array_from_callback(
-            (jax.device_count(),), self._each, lambda _: np.asarray([self.told])
-        )
-        return self._any(told)
+    def flags(self) -> dict[str, jax.Array]:
+        """{TOLD: a flag for every device of every process}."""
+        shape, mine = (self._each.mesh.size,), np.asarray([self.told])
+        return {TOLD: jax.make_array_from_callback(shape, self._each, lambda _: mine)}
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[Termination]:
+def termination(mesh: Mesh) -> Iterator[Termination]:
     """SIGTERM inside the block is heard by the ``Termination`` and ends no process by itself.
 
     One that nobody acted upon ends the process behind the block.
     """
-    heard = Termination()
+    heard = Termination(mesh)
     if threading.current_thread() is not threading.main_thread():
         yield heard  # only the main thread may have handlers
         return

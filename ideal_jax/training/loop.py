@@ -99,7 +99,7 @@ def train(
 
     with (
         jax.set_mesh(mesh),
-        processes.termination() as termination,
+        processes.termination(mesh) as termination,
         ThreadPoolExecutor(1) as watcher,
         Trace(trace, folder / "trace") as tracing,
     ):
@@ -118,7 +118,8 @@ def train(
         meter.start()
         for step in range(start + 1, steps + 1):
             asked = time.perf_counter()
-            batch = with_frozen(sharding.place(mesh, next(stream), batch_size), frozen)
+            rows = {**sharding.place(mesh, next(stream), batch_size), **termination.flags()}
+            batch = with_frozen(rows, frozen)
             got = time.perf_counter()
             if step_fn is None:
                 with meter.timed("compile"):
@@ -129,7 +130,7 @@ def train(
                 state, metrics = step_fn(state, batch)
             finished = watcher.submit(_finished, metrics)
             # One step behind: the host reads step k−1 while the devices work on step k.
-            ends, told = bool(told), termination.vote()
+            ends, told = bool(told), metrics.told
             if before is not None:
                 report(before)
             before = _Sent(step, metrics, batch["tokens"].size, (asked, got, sent), finished)
@@ -202,7 +203,7 @@ def _finished(metrics: StepMetrics) -> float:
 def _report(sent: _Sent, meter: Meter, learning_rate: Callable[[int], Any]) -> dict[str, float]:
     """What a step reports, once it is finished, and how fast it was."""
     finished = sent.finished.result()
-    values = {name: float(value) for name, value in sent.metrics._asdict().items()}
+    values = {name: float(x) for name, x in sent.metrics._asdict().items() if name != "told"}
     if not np.isfinite(values["loss"]):
         raise UserError(
             f"the loss is {values['loss']} at step {sent.step}; lower the learning rate or "

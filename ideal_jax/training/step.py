@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from ideal_jax import trees
+from ideal_jax import processes, trees
 from ideal_jax.models import lora
 from ideal_jax.training.loss import Batch, LossFn
 
@@ -28,6 +29,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array  # before clipping
     tokens: jax.Array  # non-padding tokens
     supervised_tokens: jax.Array
+    told: jax.Array  # whether some process was told to end (``processes.Termination``)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -50,6 +52,8 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        told = batch.get(processes.TOLD, np.zeros(1, bool))
+        batch = {name: x for name, x in batch.items() if name != processes.TOLD}
         (loss, weight), grads = accumulate(loss_fn, state.params, batch, micro_batches)
         weight = jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
         grads = trees.scale(grads, 1.0 / weight)
@@ -60,6 +64,7 @@ def make_train_step(
             optax.tree.norm(grads),
             jnp.sum(batch["segments"] > 0),
             jnp.sum(batch["weights"] > 0),
+            jnp.any(told),
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 

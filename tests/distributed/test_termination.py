@@ -13,23 +13,23 @@ SHORTER = (
     "--config.eval.tasks=",
     "--config.mesh.fsdp=2",
 )
-# Process 1 tells itself at its fourth vote; both say how often they voted.
+# Process 1 tells itself at its fourth step; both count their steps.
 PROGRAM = """
 import os, signal, sys
 import jax
 from ideal_jax import processes
 from ideal_jax.cli import main
 
-real, votes = processes.Termination.vote, []
+real, steps = processes.Termination.flags, []
 
-def vote(termination):
-    votes.append(0)
-    if len(votes) == {call} and jax.process_index() == 1:
+def flags(termination):
+    steps.append(0)
+    if len(steps) == {call} and jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    print("votes", len(votes), flush=True)
+    print("steps", len(steps), flush=True)
     return real(termination)
 
-processes.Termination.vote = vote
+processes.Termination.flags = flags
 sys.exit(main({flags!r}))
 """
 
@@ -50,9 +50,9 @@ def outcome(workdir):
 def test_one_process_is_told_and_both_save_the_same_step(tmp_path):
     run(tmp_path / "whole", 0, 0)
     outputs = run(tmp_path / "told", 4, 143)
-    votes = [[line for line in text.splitlines() if line.startswith("votes")] for text in outputs]
-    assert votes[0] == votes[1]
-    assert len(votes[0]) == 5
+    steps = [[line for line in text.splitlines() if line.startswith("steps")] for text in outputs]
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 5
     assert all("the same command continues" in text for text in outputs)
     saved = tmp_path / "told" / "rounds" / "00" / "checkpoints"
     assert max(int(path.name) for path in saved.iterdir()) == 5

@@ -29,13 +29,13 @@ def die(owner, name, call, after=False):
     setattr(owner, name, wrapped)
 
 def told(call):
-    real, calls = processes.Termination.vote, []
-    def vote(termination):
+    real, calls = processes.Termination.flags, []
+    def flags(termination):
         calls.append(0)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(termination)
-    processes.Termination.vote = vote
+    processes.Termination.flags = flags
 
 def die_writing(status):
     real = json.dump
