@@ -55,11 +55,10 @@ def test_five_steps_and_factors_agree_in_float32(numbers, name):
 )
 def test_influence_agrees(numbers, name, dtype, allowed):
     one, other = numbers["one", dtype], numbers[name, dtype]
-    for estimator in {"ggn_cg", "ekfac"} & set(other.files):
+    for estimator in ("ekfac", *(["ggn_cg"] if name == "eight" else [])):
         expected, found = one[estimator], other[estimator]
         assert np.abs(expected).max() > 0
         assert np.abs(found - expected).max() <= allowed * np.abs(expected).max(), estimator
-    assert "ekfac" in other.files
 
 
 @pytest.mark.parametrize("name", ["eight", "two"])

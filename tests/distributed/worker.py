@@ -3,8 +3,8 @@
     python worker.py FOLDER DTYPE NAME=REPLICA,FSDP,TENSOR[,SLICES] …
 
 Gradients at M_0 and five steps; then, at the parameters that "one" ended with, the factors of
-EK-FAC and the influence of domains. For the names in WHOLE also influence by exact curvature, and
-a Hugging Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
+EK-FAC and the influence of domains. For some names also influence by exact curvature, or a Hugging
+Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
 """
 
 import json
@@ -27,7 +27,8 @@ from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
 from ideal_jax.training.step import accumulate as accumulate_gradients
 
-WHOLE = ("one", "eight", "two")
+EXACT = ("one", "eight")
+FOLDERS = ("one", "eight", "two")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
 OVERRIDES = {
     "base.steps": "0",
@@ -48,12 +49,12 @@ def main(folder: str, dtype: str, *meshes: str) -> None:
     for mesh in meshes:
         name, _, sizes = mesh.partition("=")
         axes = dict(zip(("replica", "fsdp", "tensor", "slices"), sizes.split(","), strict=False))
-        found = measure(pathlib.Path(folder), name, dtype, axes, whole=name in WHOLE)
+        found = measure(pathlib.Path(folder), name, dtype, axes)
         if processes.is_writer():
             np.savez(f"{folder}/{name}_{dtype}.npz", **found)
 
 
-def measure(folder, name, dtype, axes, *, whole):
+def measure(folder, name, dtype, axes):
     """What one mesh gives: {name: array}."""
     config = load(CONFIG)
     changes = {f"mesh.{axis}": size for axis, size in axes.items()}
@@ -80,9 +81,10 @@ def measure(folder, name, dtype, axes, *, whole):
     found |= factors(session, state, plan, params)
     config.influence.estimator, config.influence.layer_groups = "ekfac", 2
     found["ekfac"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
-    if whole:
+    if name in EXACT:
         config.influence.estimator, config.influence.layer_groups = "ggn_cg", 1
         found["ggn_cg"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
+    if name in FOLDERS:
         found |= through_hugging_face(session, folder / f"{name}_{dtype}" / "hf", params)
     return found
 
