@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
     m.tie_embeddings = True  # [result] the output matrix is the transposed embedding
     m.dtype = "float32"  # [result] activations: float32 or bfloat16
     m.param_dtype = "float32"  # [result] parameters and optimizer state
-    m.remat = False  # [runtime] recompute each layer in the backward pass to save memory
+    m.attention = "auto"  # [runtime] kernel: "xla", "blocked", "splash" (TPU), "cudnn" (GPU)
+    m.remat = "none"  # [runtime] recompute in the backward pass: "none", "dots", "full", "offload"
 
     c.lora = la = ConfigDict()  # low-rank adapters beside a frozen M_0
     la.rank = 0  # [result] r of each adapter; 0: all parameters are trained

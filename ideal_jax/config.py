@@ -31,6 +31,7 @@ RUNTIME = frozenset(
         "mesh.fsdp",
         "mesh.replica",
         "mesh.tensor",
+        "model.attention",
         "model.remat",
         "training.checkpoint_every",
         "training.log_every",

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
-from ideal_jax.models import Decoder, lora
+from ideal_jax.models import Decoder, forward_mode, lora
 
 Batch = Mapping[str, Any]
 
@@ -23,6 +23,8 @@ Batch = Mapping[str, Any]
 @functools.cache
 def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192) -> Problem:
     """Next-token loss of a decoder, with taps on its dense layers.
+
+    Whatever kernel trains the decoder, this one's attention has every derivative.
 
     Args:
       model: the decoder.
@@ -33,6 +35,7 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
     Raises:
       UserError: ``layers`` is no regular expression or matches no layer.
     """
+    model = Decoder(forward_mode(model.cfg), model.origin)
 
     def outputs(params: Any, batch: Batch) -> jax.Array:
         logits_BxTxV: Any = model.apply(

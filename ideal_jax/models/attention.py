@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+WHOLE = 1024  # rows up to this many tokens are attended in one piece
+_BLOCK = 512  # queries of longer rows are attended so many at a time
+
 
 class RopeScaling(NamedTuple):
     """How rotary frequencies are stretched to contexts longer than those of pre-training.
@@ -92,11 +95,48 @@ def attend(
     B, T, N, H = q_BxTxNxH.shape
     K = k_BxCxKxH.shape[2]
     q_BxTxKxGxH = q_BxTxNxH.reshape(B, T, K, N // K, H) * scale
-    scores = jnp.einsum("btkgh,bckh->bkgtc", q_BxTxKxGxH, k_BxCxKxH)
-    scores = soft_capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), softcap)
+    wide = jnp.promote_types(q_BxTxNxH.dtype, jnp.float32)
+    scores = jnp.einsum("btkgh,bckh->bkgtc", q_BxTxKxGxH, k_BxCxKxH, preferred_element_type=wide)
+    scores = soft_capped(scores, softcap)
     scores = jnp.where(mask_BxTxC[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxCxKxH.dtype)
     return jnp.einsum("bkgtc,bckh->btkgh", weights, v_BxCxKxH).reshape(B, T, N, H)
+
+
+def attend_blocked(
+    q_BxTxNxH: jax.Array,
+    k_BxCxKxH: jax.Array,
+    v_BxCxKxH: jax.Array,
+    queries: Places,
+    keys: Places,
+    window: jax.Array | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """``attend`` under ``visible``, some queries of long rows at a time.
+
+    Scores and mask exist for one block of queries and are recomputed in the backward pass: memory
+    grows with T, not T². Pure JAX, so it has every derivative in forward and reverse mode.
+    """
+
+    def one(q: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        mask = visible(Places(positions, segments), keys, window)
+        return attend(q, k_BxCxKxH, v_BxCxKxH, mask, scale=scale, softcap=softcap)
+
+    rows = (q_BxTxNxH, queries.positions, queries.segments)
+    B, T = queries.positions.shape
+    if T <= WHOLE:
+        return one(*rows)
+    pad = -T % _BLOCK
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(B, -1, _BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    body = jax.checkpoint(one, prevent_cse=False)  # a loop's body shares nothing to be merged with
+    blocks = jax.lax.map(lambda block: body(*block), tuple(split(x) for x in rows))
+    return blocks.swapaxes(0, 1).reshape(B, T + pad, *q_BxTxNxH.shape[2:])[:, :T]
 
 
 def soft_capped(x: jax.Array, cap: float) -> jax.Array:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from ideal_jax.models.attention import RopeScaling
 
+_HOW = ("attention", "remat")  # fields that change how fast, not what: no part of a saved model
+
 
 class LoRA(NamedTuple):
     """Low-rank adapters beside frozen matrices (Hu et al., arXiv 2106.09685).
@@ -37,7 +39,10 @@ class DecoderConfig:
       norm_eps: ε of RMSNorm.
       tie_embeddings: the output matrix is the transposed embedding.
       dtype: of activations.  param_dtype: of parameters.
-      remat: recompute each layer in the backward pass instead of storing it.
+      attention: the kernel of training and evaluation (``kernels.attend``): "xla", "blocked",
+        "splash" or "cudnn".
+      remat: what the backward pass recomputes (``decoder.REMAT``): "none", "full", "dots" or
+        "offload".
       rope_scaling: of the frequencies, but not of layers with a rope of their own.
       local_rope_theta: base of the frequencies of layers with a window; 0: as everywhere.
       windows: per layer, how many tokens back attention reaches; 0: all; (): all, in every layer.
@@ -64,7 +69,8 @@ class DecoderConfig:
     tie_embeddings: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: bool = False
+    attention: str = "xla"
+    remat: str = "none"
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float = 0.0
     windows: tuple[int, ...] = ()
@@ -87,13 +93,14 @@ class DecoderConfig:
         return -(-self.vocab_size // 64) * 64
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as ``json`` takes them."""
-        return dataclasses.asdict(self)
+        """All fields that say what is computed, as ``json`` takes them."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _HOW}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "DecoderConfig":
         """The inverse of ``to_json``; JSON has turned the tuples into lists."""
-        kept = {**values, "windows": tuple(values["windows"])}
+        kept = {k: v for k, v in values.items() if k not in _HOW}
+        kept["windows"] = tuple(values["windows"])
         for name, kind in (("rope_scaling", RopeScaling), ("lora", LoRA)):
             kept[name] = kind(*values[name]) if values[name] else None
         return cls(**kept)

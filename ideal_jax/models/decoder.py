@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from ideal_jax.models import attention
+from ideal_jax.models import attention, kernels
 from ideal_jax.models.attention import Places
 from ideal_jax.models.config import DecoderConfig
 from ideal_jax.sharding import constrain
@@ -25,6 +26,23 @@ Kind = dict[str, jax.Array]  # what differs between layers: {"frequencies": LxH/
 _ACTIVATIONS: dict[str, Any] = {
     "silu": nn.silu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
+
+_policies = jax.checkpoint_policies
+# What the backward pass finds of a block's values instead of computing them again.
+REMAT: dict[str, Any] = {
+    "none": _policies.everything_saveable,
+    "full": _policies.nothing_saveable,  # but for the block's input
+    "dots": _policies.save_from_both_policies(  # results of matrix products and of attention
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_only_these_names("attention"),
+    ),
+    "offload": _policies.save_and_offload_only_these_names(  # the block's input, on the host
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -134,15 +152,13 @@ class Attention(nn.Module):
             k_BxTxKxH = cache["k"].at[rows, queries.positions].set(k_BxTxKxH)
             v_BxTxKxH = cache["v"].at[rows, queries.positions].set(v_BxTxKxH)
             cache = {"k": k_BxTxKxH, "v": v_BxTxKxH}
-        y_BxTxNxH = attention.attend(
-            q_BxTxNxH,
-            k_BxTxKxH,
-            v_BxTxKxH,
-            attention.visible(queries, keys, kind.get("window")),
-            scale=c.attention_scale or c.head_dim**-0.5,
-            softcap=c.attention_softcap,
+        # Initialising, on one short row, is no work for a kernel that splits rows over a mesh.
+        kernel = c.attention if cache is None and not self.is_initializing() else "xla"
+        window = kind.get("window")
+        y_BxTxNxH = kernels.attend(
+            c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, queries, keys, window
         )
-        y = y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim)
+        y = checkpoint_name(y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim), "attention")
         o = Dense(c.d_model, ("heads", "embed"), c, c.o_bias, init=_residual_init(c), name="o")
         return o(y), cache
 
@@ -173,6 +189,7 @@ class Block(nn.Module):
         self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, queries: Places, keys: Places
     ) -> tuple[jax.Array, Cache | None]:
         """Adds attention and MLP to the residual stream; returns (x, the layer's cache)."""
+        x_BxTxD = checkpoint_name(x_BxTxD, "block_input")
         y, cache = Attention(self.cfg, name="attention")(
             self._norm("attention_norm", x_BxTxD), cache, kind, queries, keys
         )
@@ -209,8 +226,9 @@ class Decoder(nn.Module):
         c = self.cfg
         init, shape = nn.initializers.normal(c.d_model**-0.5), (c.padded_vocab, c.d_model)
         self.embedding = _parameter(self, "embedding", init, shape, ("vocab", "embed"), c)
+        policy = REMAT[c.remat]
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy),
             variable_axes={"params": 0, "taps": 0, "perturbations": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),

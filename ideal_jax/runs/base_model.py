@@ -15,11 +15,13 @@ import jax
 from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
 from ideal_jax.models import (
+    REMAT,
     Decoder,
     DecoderConfig,
     LoRA,
     abstract_params,
     check_tensors,
+    choose_attention,
     hf_folder,
     hf_model,
     lora,
@@ -52,6 +54,7 @@ def check_model(config: Any) -> None:
         )
     for key in ("dtype", "param_dtype"):
         config_lib.choice(f"model.{key}", model[key], _DTYPES)
+    config_lib.choice("model.remat", model.remat, REMAT)
     try:
         re.compile(config.lora.target)
     except re.error as error:
@@ -67,7 +70,7 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
 
     Args:
       config: a folder in ``model.init`` decides the shape; the ``model`` section that of a random
-        model and, always, dtypes and remat.
+        model and, always, dtypes and remat. Attention is left to ``with_attention``.
       vocab_size: of the tokenizer.
 
     Raises:
@@ -76,7 +79,7 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
     options = config.model
     placed = {key: options[key] for key in ("dtype", "param_dtype", "remat")}
     if options.init == RANDOM:
-        shape = {key: value for key, value in options.items() if key != "init"}
+        shape = {key: value for key, value in options.items() if key not in ("init", "attention")}
         model = Decoder(DecoderConfig(vocab_size=vocab_size, **shape))
     elif _is_ours(options.init):
         model = saved_model(_path(options.init))[0]
@@ -97,6 +100,22 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
             "called attention/q, k, v, o and mlp/gate, up, down"
         )
     return model
+
+
+def with_attention(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:
+    """The decoder with the attention kernel that ``model.attention`` means on these devices.
+
+    Raises:
+      UserError: the kernel that was asked for cannot run it here.
+    """
+    kernel = choose_attention(
+        config.model.attention,
+        model.cfg,
+        platform=mesh.devices.flat[0].platform,
+        row_length=config.data.row_length,
+        tensor=mesh.shape["tensor"],
+    )
+    return Decoder(dataclasses.replace(model.cfg, attention=kernel), model.origin)
 
 
 def init_tokenizer(init: str) -> str:

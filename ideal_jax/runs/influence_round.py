@@ -12,6 +12,7 @@ from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import METAGRADIENT
 from ideal_jax.influence.problem import Progress
 from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, update
+from ideal_jax.models import Decoder, forward_mode
 from ideal_jax.models.lora import with_frozen
 from ideal_jax.runs.influence_cost import Price, round_flops
 from ideal_jax.runs.influence_examples import extreme_examples
@@ -164,6 +165,9 @@ def _replayed(
     progress: Progress,
 ) -> tuple[InfluenceMatrix, dict[str, Any]]:
     """By the derivative of the training that ended in ``trained``."""
+    # The replay is differentiated as the training itself never is: forwards.
+    model = Decoder(forward_mode(session.model.cfg), session.model.origin)
+    session = session._replace(model=model)
     recipe, mesh = round_recipe(session, plan, order=order), session.mesh
     problem = decoder_problem(session.model)
     trajectory = metagradient.Trajectory(

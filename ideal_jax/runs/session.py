@@ -17,9 +17,15 @@ from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import check_inversion, check_name
 from ideal_jax.mixture import MixtureState, check_bounds
-from ideal_jax.models import Decoder, abstract_params
+from ideal_jax.models import Decoder, abstract_params, forward_mode
 from ideal_jax.runs import processes
-from ideal_jax.runs.base_model import check_model, init_tokenizer, open_model, without_adapters
+from ideal_jax.runs.base_model import (
+    check_model,
+    init_tokenizer,
+    open_model,
+    with_attention,
+    without_adapters,
+)
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
 
@@ -77,7 +83,11 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     _check_sizes(data)
     weights = capability_weights(config, len(data.names))
     given = _given_mixture(config, data)
-    model = open_model(config, len(data.tokenizer))
+    model = with_attention(config, open_model(config, len(data.tokenizer)), mesh)
+    reporter.console.print(
+        f"attention: {model.cfg.attention} ({model.cfg.remat} rematerialised), and"
+        f" {forward_mode(model.cfg).attention} where influence needs a forward mode"
+    )
     abstract_params(model, mesh)  # every dimension is divisible by its mesh axis
     decoder_problem(model, config.influence.layers, config.influence.max_factor)
     folder.describe(config, command, mesh)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +54,25 @@ def test_tapping_some_layers_equals_tapping_all(layers, max_factor, count):
         assert set(found) == {layer.name for layer in some.taps.layers}
         for name, value in found.items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_influence_differentiates_forwards_whatever_kernel_trains(kernel):
+    fused = Decoder(dataclasses.replace(MODEL.cfg, attention=kernel))
+    tokens = np.random.default_rng(0).integers(0, 16, (3, 5))
+    params = meta.unbox(MODEL.init(jax.random.key(0), tokens))["params"]
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "positions": jnp.broadcast_to(jnp.arange(5), tokens.shape),
+        "segments": jnp.ones_like(tokens),
+        "weights": jnp.ones(tokens.shape),
+        "examples": jnp.arange(3)[:, None],
+    }
+    tangent = jax.tree.map(jnp.ones_like, params)
+
+    def slopes(model):
+        problem = decoder_problem(model)
+        return jax.jvp(lambda p: problem.example_loss(p, batch)[0], (params,), (tangent,))[1]
+
+    np.testing.assert_allclose(slopes(fused), slopes(MODEL), rtol=1e-12)

@@ -1,0 +1,198 @@
+"""Every attention kernel against the reference: values, gradients, forward mode."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ideal_jax.errors import UserError
+from ideal_jax.models import DecoderConfig, attention, choose_attention, kernels
+from ideal_jax.models.attention import Places
+from ideal_jax.models.splash import splash
+
+CFG = DecoderConfig(50, 16, 2, 4, 2, 16, 24, dtype="bfloat16")
+CASES = {
+    "plain": {},
+    "window": {"windows": (0, 40)},
+    "softcap": {"attention_softcap": 2.0},
+    "mha": {"n_kv_heads": 4},
+    "scale": {"attention_scale": 0.5},
+}
+
+
+def packed(B, T, padding=20):
+    """Rows of three examples of unequal length and some padding."""
+    segments, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    for b in range(B):
+        bounds = [0, 30 + b, 2 * T // 3, T - padding]
+        for n, (low, high) in enumerate(itertools.pairwise(bounds)):
+            segments[b, low:high] = n + 1
+            positions[b, low:high] = np.arange(high - low)
+        positions[b, T - padding :] = np.arange(padding)
+    return Places(jnp.asarray(positions), jnp.asarray(segments))
+
+
+def queries_keys_values(cfg, B, T, dtype="float32"):
+    keys = jax.random.split(jax.random.key(0), 3)
+    heads = (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)
+    return [
+        jax.random.normal(key, (B, T, n, cfg.head_dim), jnp.dtype(dtype))
+        for key, n in zip(keys, heads, strict=True)
+    ]
+
+
+def config(case, **changes):
+    return DecoderConfig(**{**vars(CFG), **CASES[case], **changes})
+
+
+def value_and_grads(attend, qkv, weights_BxT):
+    """Of a sum over real tokens that no symmetry makes zero."""
+
+    def total(*qkv):
+        y = attend(*qkv)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)) * weights_BxT[..., None, None]), y
+
+    (_, y), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*qkv)
+    return y, grads
+
+
+def check(mine, reference, qkv, places, tolerance):
+    real = places.segments > 0
+    ours, our_grads = value_and_grads(mine, qkv, real)
+    theirs, their_grads = value_and_grads(reference, qkv, real)
+    close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    close(ours[real], theirs[real])
+    for ours, theirs in zip(our_grads, their_grads, strict=True):
+        assert jnp.linalg.norm(theirs) > 1
+        close(ours, theirs, atol=tolerance * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_splash_is_the_reference(case, layer):
+    cfg, places = config(case), packed(2, 256)
+    window = None
+    if cfg.windows:
+        window = jnp.asarray(cfg.windows[layer] or np.iinfo(np.int32).max, jnp.int32)
+    how = {"scale": cfg.attention_scale or 0.25, "softcap": cfg.attention_softcap}
+
+    def mine(q, k, v):
+        args = (q, k, v, places.segments, window)
+        return splash(*args, windows=cfg.windows, interpret=True, **how)
+
+    def reference(q, k, v):
+        return kernels.attend(cfg, "xla", q, k, v, places, places, window)
+
+    check(mine, reference, queries_keys_values(cfg, 2, 256), places, 2e-5)
+
+
+def test_splash_takes_rows_that_are_no_multiple_of_its_blocks():
+    cfg, places = config("plain"), packed(1, 150)
+
+    def mine(q, k, v):
+        return splash(q, k, v, places.segments, scale=0.25, interpret=True)
+
+    def reference(q, k, v):
+        return kernels.attend(cfg, "xla", q, k, v, places, places, None)
+
+    check(mine, reference, queries_keys_values(cfg, 1, 150), places, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_blocked_is_the_reference_in_every_mode(case, dtype, monkeypatch):
+    monkeypatch.setattr(attention, "WHOLE", 16)
+    monkeypatch.setattr(attention, "_BLOCK", 32)
+    with jax.enable_x64(dtype == "float64"):
+        cfg, places = config(case, dtype=dtype), packed(2, 100)
+        window = jnp.asarray(40, jnp.int32) if cfg.windows else None
+        qkv = queries_keys_values(cfg, 2, 100, dtype)
+        tolerance = 1e-5 if dtype == "float32" else 1e-12
+
+        def run(kernel):
+            return lambda q, k, v: kernels.attend(cfg, kernel, q, k, v, places, places, window)
+
+        check(run("blocked"), run("xla"), qkv, places, tolerance)
+        tangents = queries_keys_values(cfg, 2, 100, dtype)[::-1]
+        tangents = [jnp.resize(t, x.shape) for t, x in zip(tangents, qkv, strict=True)]
+        ours = jax.jvp(run("blocked"), qkv, tangents)[1]
+        theirs = jax.jvp(run("xla"), qkv, tangents)[1]
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_blocked_attention_takes_less_memory_in_both_modes():
+    cfg, T = config("plain"), 4096
+    places = Places(jnp.arange(T)[None], jnp.ones((1, T), jnp.int32))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in queries_keys_values(cfg, 1, T)]
+
+    def temporaries(kernel, mode):
+        def run(*qkv):
+            return kernels.attend(cfg, kernel, *qkv, places, places, None)
+
+        f = {
+            "jvp": lambda *qkv: jax.jvp(run, qkv, qkv),
+            "grad": jax.grad(lambda *qkv: jnp.sum(run(*qkv) ** 2), argnums=(0, 1, 2)),
+        }[mode]
+        return jax.jit(f).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    for mode in ("jvp", "grad"):
+        assert temporaries("blocked", mode) < 0.25 * temporaries("xla", mode)
+
+
+@pytest.mark.parametrize("case", ["plain", "window", "mha", "scale"])
+def test_what_cudnn_is_asked_for_is_the_reference(case):
+    cfg, places = config(case), packed(2, 100)
+    window = jnp.asarray(40, jnp.int32) if cfg.windows else None
+    scale = cfg.attention_scale or cfg.head_dim**-0.5
+
+    def mine(q, k, v):
+        how = {"scale": scale, "implementation": "xla"}
+        return kernels.fused_on_gpu(q, k, v, places, window, **how)
+
+    def reference(q, k, v):
+        return kernels.attend(cfg, "xla", q, k, v, places, places, window)
+
+    check(mine, reference, queries_keys_values(cfg, 2, 100), places, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "row_length", "changes", "kernel"),
+    [
+        ("tpu", 4096, {}, "splash"),
+        ("tpu", 4096, {"attention_softcap": 50.0}, "splash"),
+        ("tpu", 4000, {}, "blocked"),
+        ("tpu", 64, {}, "xla"),
+        ("gpu", 4096, {}, "cudnn"),
+        ("gpu", 4096, {"attention_softcap": 50.0}, "blocked"),
+        ("gpu", 512, {"dtype": "float32"}, "xla"),
+        ("cpu", 512, {}, "xla"),
+        ("cpu", 2048, {}, "blocked"),
+    ],
+)
+def test_auto_takes_the_platforms_kernel_where_it_can(platform, row_length, changes, kernel):
+    cfg = config("plain", **changes)
+    found = choose_attention("auto", cfg, platform=platform, row_length=row_length)
+    assert found == kernel
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "row_length", "changes", "told"),
+    [
+        ("flash", "cpu", 64, {}, "'flash' is not one of auto, xla, blocked, splash, cudnn"),
+        ("splash", "cpu", 128, {}, "splash needs a TPU, not cpu; use model.attention=auto"),
+        ("splash", "tpu", 1000, {}, "a multiple of 128, not 1000"),
+        ("splash", "tpu", 1024, {"n_kv_heads": 1}, r"key heads \(1\) that mesh.tensor=2 divides"),
+        ("splash", "tpu", 1024, {"dtype": "float64"}, "not model.dtype=float64"),
+        ("cudnn", "tpu", 1024, {}, "cudnn needs a GPU, not tpu"),
+        ("cudnn", "gpu", 1024, {"dtype": "float32"}, "needs model.dtype=bfloat16, not float32"),
+        ("cudnn", "gpu", 1024, {"attention_softcap": 9.0}, "has no soft-cap"),
+        ("cudnn", "gpu", 1024, {"head_dim": 12}, "not 12"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused(asked, platform, row_length, changes, told):
+    cfg = config("plain", **changes)
+    with pytest.raises(UserError, match=told):
+        choose_attention(asked, cfg, platform=platform, row_length=row_length, tensor=2)

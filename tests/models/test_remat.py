@@ -1,0 +1,49 @@
+"""What the backward pass recomputes changes memory and time, not the loss or its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ideal_jax.models import REMAT, Decoder, DecoderConfig
+from ideal_jax.training import decoder_loss
+
+SHAPE = DecoderConfig(50, 16, 3, 4, 2, 6, 24)
+
+
+def loss_and_grads(**changes):
+    model = Decoder(DecoderConfig(**{**vars(SHAPE), **changes}))
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 1, 50)
+    params = nn.unbox(Decoder(SHAPE).init(jax.random.key(0), tokens)["params"])
+    batch = {
+        "tokens": tokens,
+        "targets": jnp.roll(tokens, -1, axis=1),
+        "positions": jnp.broadcast_to(jnp.arange(12), (2, 12)),
+        "segments": jnp.ones((2, 12), jnp.int32),
+        "weights": jnp.ones((2, 12)),
+    }
+
+    def total(params):
+        return decoder_loss(model, 5)(params, batch)[0]
+
+    function = jax.jit(jax.value_and_grad(total))
+    return function(params), str(jax.make_jaxpr(jax.grad(total))(params))
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_loss_and_gradients_stay(remat):
+    (loss, grads), program = loss_and_grads(remat=remat)
+    (expected_loss, expected_grads), plain = loss_and_grads()
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert program.count("dot_general") >= plain.count("dot_general")
+    if remat == "offload":
+        assert "host" in program
+        assert "host" not in plain
+
+
+def test_the_more_is_kept_the_less_is_computed_again():
+    products = {name: loss_and_grads(remat=name)[1].count("dot_general") for name in REMAT}
+    assert products["none"] < products["dots"] < products["full"] == products["offload"]
