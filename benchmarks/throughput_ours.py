@@ -1,0 +1,141 @@
+"""Our side of ``training_throughput.py``: reads a kind of work a line, answers with JSON."""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from ideal_jax import sharding, training
+from ideal_jax.evaluation.generate import make_generate
+from ideal_jax.influence import Sample, influence_matrix
+from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.models import Decoder, choose_attention, load_hf
+from ideal_jax.training.loop import start_state
+
+ADAMW = FrozenConfigDict(
+    {
+        "learning_rate": 1e-4,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "final_learning_rate": 1.0,
+        "clip_norm": 1.0,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "epsilon": 1e-8,
+        "weight_decay": 0.0,
+    }
+)
+
+
+def batch_of(tokens_BxT, packed):
+    """A host batch whose rows hold ``packed`` examples of equal length."""
+    B, T = tokens_BxT.shape
+    segments = np.broadcast_to(1 + np.arange(T) * packed // T, (B, T)).astype(np.int32)
+    last = np.diff(segments, axis=1, append=0) != 0
+    first = np.maximum.accumulate(np.where(np.roll(last, 1, axis=1), np.arange(T), 0), axis=1)
+    return {
+        "tokens": tokens_BxT,
+        "targets": np.roll(tokens_BxT, -1, axis=1),
+        "positions": (np.arange(T) - first).astype(np.int32),
+        "segments": segments,
+        "weights": np.where(last, 0.0, 1.0).astype(np.float32),
+        "domains": np.zeros(B, np.int32),
+        "examples": np.arange(B * packed, dtype=np.int32).reshape(B, packed),
+    }
+
+
+class Ours:
+    """A decoder on all devices of the platform."""
+
+    def __init__(self, given):
+        self.given = given
+        self.mesh = sharding.make_mesh()
+        dtype = "float32" if given["device"] == "cpu" else "bfloat16"
+        model, self.params = load_hf(given["folder"], mesh=self.mesh, dtype=dtype)
+        kernel = choose_attention(
+            given["attention"],
+            model.cfg,
+            platform=jax.default_backend(),
+            row_length=given["length"],
+        )
+        placed = {"attention": kernel, "remat": given["remat"], "dtype": dtype}
+        self.model = Decoder(dataclasses.replace(model.cfg, **placed), model.origin)
+        self.rng = np.random.default_rng(0)
+        self.state = None
+
+    def tokens(self, rows, length):
+        """Random tokens, the same on both sides."""
+        return self.rng.integers(0, self.model.cfg.vocab_size, (rows, length), dtype=np.int32)
+
+    def train(self):
+        """Some optimizer steps; tokens per second."""
+        given = self.given
+        if self.state is None:
+            optimizer = training.adamw(ADAMW, 10**6)
+            self.state = start_state(self.mesh, self.params, optimizer)
+            loss = training.decoder_loss(self.model, given["block"])
+            step = training.make_train_step(loss, optimizer)
+            shardings = jax.tree.map(lambda x: x.sharding, self.state)
+            self.step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        started = time.perf_counter()
+        with jax.set_mesh(self.mesh):
+            for _ in range(given["steps"]):
+                rows = batch_of(self.tokens(given["rows"], given["length"]), given["packed"])
+                self.state, metrics = self.step(self.state, sharding.place(self.mesh, rows))
+        loss = float(metrics.loss)
+        seconds = time.perf_counter() - started
+        tokens = given["steps"] * given["rows"] * given["length"]
+        return {"rate": tokens / seconds, "loss": loss, "detail": self.model.cfg.attention}
+
+    def generate(self):
+        """Greedy, from prompts of full length; new tokens per second."""
+        rows, new = self.given["rows"], 64
+        run = jax.jit(make_generate(self.model, max_new_tokens=new, end_id=-1))
+        lengths = np.full(rows, self.given["length"], np.int32)
+        with jax.set_mesh(self.mesh):
+            placed = sharding.place(self.mesh, {"t": self.tokens(rows, lengths[0]), "l": lengths})
+            started = time.perf_counter()
+            jax.block_until_ready(run(self.params, placed["t"], placed["l"]))
+        return {"rate": rows * new / (time.perf_counter() - started)}
+
+    def influence(self):
+        """Seconds of one matrix: a batch of curvature, of references and of scores."""
+        given = self.given
+        host = [batch_of(self.tokens(given["rows"], given["length"]), 1) for _ in range(3)]
+        with jax.set_mesh(self.mesh):
+            curvature, reference, scored = [sharding.place(self.mesh, rows) for rows in host]
+            started = time.perf_counter()
+            influence_matrix(
+                decoder_problem(self.model, "mlp"),
+                self.params,
+                domains={"domain": Sample([scored], given["rows"])},
+                references={"reference": Sample([reference], given["rows"])},
+                curvature=[curvature],
+                estimator="ekfac",
+                uncovered="drop",
+                key=jax.random.key(0),
+            )
+        return {"rate": time.perf_counter() - started, "detail": "EK-FAC over the MLPs"}
+
+
+def peak_gib(device):
+    if device == "gpu":
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main():
+    given = json.loads(sys.argv[1])
+    ours = Ours(given)
+    for line in sys.stdin:
+        result = getattr(ours, line.strip())()
+        print(json.dumps({**result, "peak_gib": peak_gib(given["device"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
