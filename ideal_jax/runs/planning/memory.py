@@ -45,7 +45,8 @@ def room(s: Setting, by_phase: dict[str, Bytes]) -> Room:
 
 def memory(s: Setting, amounts: Amounts) -> dict[str, Bytes]:
     """Every phase's bytes."""
-    train, found = train_memory(s), {}
+    train = train_memory(s)
+    found: dict[str, Bytes] = {}
     if amounts.updates:
         found |= _influence(s, amounts)
     if amounts.prompts:
