@@ -8,7 +8,9 @@ Dimension alphabet, used in names (``tokens_BxT``), einsum strings and docstring
     I, O input and output width of a dense layer
 """
 
+import glob
 import importlib.metadata
+import importlib.util
 import os
 
 __version__ = "0.1.0"
@@ -26,3 +28,10 @@ if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
 # the seconds for 1024-wide factors on two cores. Read when NumPy and SciPy load it; a value that is
 # already set stays, which a machine of many idle cores may want.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Where libtpu is installed to compile for a TPU that is elsewhere (``plan``), JAX would start it here
+# too, and it complains at length.
+if importlib.util.find_spec("libtpu") and not any(
+    glob.glob(f"/dev/{name}") for name in ("accel*", "vfio/*", "nvidia*", "kfd")
+):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
