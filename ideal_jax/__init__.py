@@ -29,8 +29,8 @@ if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
 # already set stays, which a machine of many idle cores may want.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Where libtpu is installed to compile for a TPU that is elsewhere (``plan``), JAX would start it here
-# too, and it complains at length.
+# Where libtpu is installed to compile for a TPU that is elsewhere (``plan``), JAX would start it
+# here too, and it complains at length.
 if importlib.util.find_spec("libtpu") and not any(
     glob.glob(f"/dev/{name}") for name in ("accel*", "vfio/*", "nvidia*", "kfd")
 ):
