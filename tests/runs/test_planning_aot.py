@@ -62,7 +62,8 @@ def test_every_phase_compiles_for_a_tpu(on_tpu, phase, tmp_path):
     assert ticks == sorted(ticks)
     held = sum(v for k, v in compiled.by_class.items() if k != "activations")
     arguments = aot.bytes_on_device(program.arguments)
-    assert arguments <= held <= compiled.peak_bytes
+    scalars = 16  # the number of the step, the key of sampled labels
+    assert arguments <= held + scalars <= compiled.peak_bytes
     # The compiler pads what is no multiple of its tiles, and drops what is not used.
     assert 0.6 * arguments <= compiled.argument_bytes <= 1.3 * arguments + 2**16
     again = aot.compile_program(program, tmp_path)
@@ -82,7 +83,7 @@ def test_a_program_too_large_for_the_device_is_a_result(tmp_path):
     assert not compiled.fits
     assert compiled.by_class == {"params": 2**35}
     assert compiled.peak_bytes >= 2**36
-    assert "hbm" in compiled.refusal
+    assert "15.75G" in compiled.refusal
 
 
 def test_collectives_count_as_often_as_their_loop_runs():
