@@ -1,7 +1,7 @@
 """IDEAL's own experiment (arXiv 2505.12762): Llama-3.1-8B, all parameters, four domains.
 
     ideal-jax plan --config=configs/paper_llama31_8b.py --topology=v5e:4x8
-    launch/reproduce_paper.sh --data=FOLDER -- tpu_pod …
+    launch/reproduce_paper.sh --data=FOLDER --workdir=DIR --machine=v5e:4x8 [-- LAUNCHER …]
 
 From the paper and its authors' code: base model, domains, m = 0.15, σ = 0.5, two updates, one or
 three epochs, growing volume, no damping of what counts as important, Kronecker factors of the MLP
