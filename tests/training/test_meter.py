@@ -28,6 +28,7 @@ MODEL = Decoder(DecoderConfig(vocab_size=32, **SHAPE))
 OPTIONS = FrozenConfigDict(
     {"learning_rate": 0.01, "warmup": 0.0, "schedule": "constant", "final_learning_rate": 0.0}
     | {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "clip_norm": 1.0}
+    | {"moment_dtype": ""}
 )
 LOSS, OPTIMIZER = training.decoder_loss(MODEL), training.adamw(OPTIONS, STEPS)
 
