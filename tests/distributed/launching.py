@@ -9,7 +9,9 @@ import sys
 def start(command, devices, extra=None):
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Eight devices on two busy processors may wait for each other longer than XLA's 40 seconds.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "JAX_PLATFORMS": "cpu",
         # What these tests compare is how programs are split; most of their time is compilation.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -128,7 +128,7 @@ JOIN = """
     cluster.initialise()
     processes.barrier("joined")
     print("process", jax.process_index(), "of", jax.process_count(), sys.argv[1:], flush=True)
-    processes.barrier("done")
+    processes.leave()
 """
 
 
