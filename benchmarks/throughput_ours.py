@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import resource
 import sys
 import time
@@ -11,25 +12,16 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ideal_jax import sharding, training
+from ideal_jax.config import load
 from ideal_jax.evaluation.generate import make_generate
 from ideal_jax.influence import Sample, influence_matrix
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.models import Decoder, choose_attention, load_hf
 from ideal_jax.training.loop import start_state
 
-ADAMW = FrozenConfigDict(
-    {
-        "learning_rate": 1e-4,
-        "warmup": 0.0,
-        "schedule": "constant",
-        "final_learning_rate": 1.0,
-        "clip_norm": 1.0,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "epsilon": 1e-8,
-        "weight_decay": 0.0,
-    }
-)
+BASE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
+SAME = {"learning_rate": 1e-4, "warmup": 0.0, "schedule": "constant", "clip_norm": 1.0}
+SAME |= {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.0, "moment_dtype": ""}
 
 
 def batch_of(tokens_BxT, packed):
@@ -64,6 +56,7 @@ class Ours:
             row_length=given["length"],
         )
         placed = {"attention": kernel, "remat": given["remat"], "dtype": dtype}
+        placed["unroll"] = given["unroll"]
         self.model = Decoder(dataclasses.replace(model.cfg, **placed), model.origin)
         self.rng = np.random.default_rng(0)
         self.state = None
@@ -76,7 +69,8 @@ class Ours:
         """Some optimizer steps; tokens per second."""
         given = self.given
         if self.state is None:
-            optimizer = training.adamw(ADAMW, 10**6)
+            options = FrozenConfigDict({**load(BASE).training, **SAME})
+            optimizer = training.adamw(options, 10**6)
             self.state = start_state(self.mesh, self.params, optimizer)
             loss = training.decoder_loss(self.model, given["block"])
             step = training.make_train_step(loss, optimizer)

@@ -2,7 +2,8 @@
 
     python benchmarks/training_throughput.py [--smoke] [--what=train,generate,influence]
         [--device=cpu|gpu] [--shape=42m|llama3.2-1b|llama3-8b] [--rows=4] [--length=512]
-        [--packed=1] [--attention=auto] [--remat=none] [--block=128] [--compile]
+        [--packed=1] [--attention=auto] [--remat=none] [--block=128]
+        [--unroll=1] [--compile]
         [--steps=3] [--repeats=7]
 
 Both sides get the same random Llama (a folder written once by transformers), the same tokens, AdamW
@@ -33,6 +34,8 @@ SHAPES = {  # d_model, layers, heads, kv_heads, head_dim, d_ff, vocabulary, tied
     "llama3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, True),
     "llama3-8b": (4096, 32, 32, 8, 128, 14336, 128256, False),
 }
+# Our allocations are few and large, and huge pages spare a tenth of the time; torch loses by them.
+HUGE_PAGES = {"ours": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, "torch": {}}
 SIDES = {"ours": "throughput_ours.py", "torch": "throughput_peer.py"}
 HERE = pathlib.Path(__file__).parent
 
@@ -41,7 +44,7 @@ class Side:
     """A process that does one piece of work for every line it reads."""
 
     def __init__(self, name, arguments):
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **HUGE_PAGES[name]}
         command = [sys.executable, str(HERE / SIDES[name]), json.dumps(arguments)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -152,6 +155,7 @@ def parse():
     parser.add_argument("--attention", default="auto", help="our kernel")
     parser.add_argument("--remat", default="none", help="ours; torch: checkpointing unless none")
     parser.add_argument("--block", type=int, default=128, help="our loss.block")
+    parser.add_argument("--unroll", type=int, default=1, help="our model.unroll")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)

@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     m.param_dtype = "float32"  # [result] parameters and optimizer state
     m.attention = "auto"  # [runtime] kernel: "xla", "blocked", "splash" (TPU), "cudnn" (GPU)
     m.remat = "none"  # [runtime] recompute in the backward pass: "none", "dots", "full", "offload"
+    m.unroll = 1  # [runtime] layers in one go of the loop over them: some faster, longer to compile
 
     c.lora = la = ConfigDict()  # low-rank adapters beside a frozen M_0
     la.rank = 0  # [result] r of each adapter; 0: all parameters are trained

@@ -37,6 +37,7 @@ RUNTIME = frozenset(
         "mesh.tensor",
         "model.attention",
         "model.remat",
+        "model.unroll",
         "plan.compile",
         "plan.example_tokens",
         "plan.examples",
@@ -62,9 +63,9 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 1": (
         lambda x: x >= 1,
         """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
-        model.d_ff base.examples base.batch_size training.batch_size training.micro_batches
-        training.checkpoint_every training.log_every loss.block mixture.max_repetition verify.orders
-        plan.examples plan.example_tokens
+        model.d_ff model.unroll base.examples base.batch_size training.batch_size
+        training.micro_batches training.checkpoint_every training.log_every loss.block
+        mixture.max_repetition verify.orders plan.examples plan.example_tokens
         influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
     ),
     "must be at least 2, or there is no error bar": (

@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 from ideal_jax.models.attention import RopeScaling
 
-_HOW = ("attention", "remat")  # fields that change how fast, not what: no part of a saved model
+_HOW = (
+    "attention",
+    "remat",
+    "unroll",
+)  # fields that change how fast, not what: no part of a saved model
 
 
 class LoRA(NamedTuple):
@@ -43,6 +47,7 @@ class DecoderConfig:
         "splash" or "cudnn".
       remat: what the backward pass recomputes (``decoder.REMAT``): "none", "full", "dots" or
         "offload".
+      unroll: layers that the loop over layers computes in one go; more compile longer.
       rope_scaling: of the frequencies, but not of layers with a rope of their own.
       local_rope_theta: base of the frequencies of layers with a window; 0: as everywhere.
       windows: per layer, how many tokens back attention reaches; 0: all; (): all, in every layer.
@@ -71,6 +76,7 @@ class DecoderConfig:
     param_dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
+    unroll: int = 1
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float = 0.0
     windows: tuple[int, ...] = ()

@@ -161,7 +161,7 @@ def hf_config(model: Decoder) -> "PreTrainedConfig":
         bos_token_id=None,
         eos_token_id=None,
     )
-    plain = dataclasses.replace(c, attention="xla", remat="none", lora=None)
+    plain = dataclasses.replace(c, attention="xla", remat="none", unroll=1, lora=None)
     meant = families.decoder_config(config, "the decoder", c.dtype)
     if dataclasses.replace(meant, param_dtype=c.param_dtype) != plain:
         raise ValueError("a decoder that load_hf did not give must have Llama's shape")

@@ -1,7 +1,7 @@
 """Attention by platform: which kernel runs where, all of them under one signature.
 
-"xla" is the reference. "blocked" is the same in pieces, for long rows. The fused kernels, "splash"
-on TPU and "cudnn" on GPU, never hold the scores in memory, but have no forward mode.
+"xla" is the reference. "blocked" is the same in pieces, for rows of many tokens. The fused kernels,
+"splash" on TPU and "cudnn" on GPU, never hold the scores in memory, but have no forward mode.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def attend(
 
     Args:
       cfg: scale, soft-cap and windows.
-      kernel: the fused ones want queries and keys to be the same tokens, segments in one piece.
+      kernel: all but "xla" want queries and keys to be the same tokens, segments in one piece.
       queries, keys: where the T and C tokens stand.
       window: int32[], how far back this layer reaches.
     """
@@ -46,7 +46,7 @@ def attend(
     if kernel == "cudnn":
         return fused_on_gpu(*qkv, queries, window, scale=scale)
     if kernel == "blocked":
-        return attention.attend_blocked(*qkv, queries, keys, window, scale=scale, softcap=softcap)
+        return attention.attend_blocked(*qkv, queries, window, scale=scale, softcap=softcap)
     mask = attention.visible(queries, keys, window)
     return attention.attend(*qkv, mask, scale=scale, softcap=softcap)
 
@@ -84,7 +84,7 @@ def choose_attention(
 
     Args:
       asked: one of ``KERNELS``, or "auto": the platform's fused kernel where it can, else "xla",
-        or "blocked" for rows too long for it.
+        or "blocked" for rows of several blocks.
       cfg: of the decoder.
       platform: "tpu", "gpu" or "cpu".
       row_length: T, tokens.
@@ -101,7 +101,7 @@ def choose_attention(
     }
     if asked == "auto":
         fused = [kernel for kernel, lack in missing.items() if not lack]
-        plain = "blocked" if row_length > attention.WHOLE else "xla"
+        plain = "blocked" if row_length > attention.BLOCK else "xla"
         return fused[0] if fused else plain
     if missing.get(asked):
         raise UserError(f"model.attention={asked} {missing[asked]}; use model.attention=auto")

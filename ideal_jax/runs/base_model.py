@@ -70,14 +70,14 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
 
     Args:
       config: a folder in ``model.init`` decides the shape; the ``model`` section that of a random
-        model and, always, dtypes and remat. Attention is left to ``with_attention``.
+        model and, always, dtypes, remat and unroll. Attention is left to ``with_attention``.
       vocab_size: of the tokenizer.
 
     Raises:
       UserError: no model in ``model.init``, or one with a smaller vocabulary.
     """
     options = config.model
-    placed = {key: options[key] for key in ("dtype", "param_dtype", "remat")}
+    placed = {key: options[key] for key in ("dtype", "param_dtype", "remat", "unroll")}
     if options.init == RANDOM:
         shape = {key: value for key, value in options.items() if key not in ("init", "attention")}
         model = Decoder(DecoderConfig(vocab_size=vocab_size, **shape))

@@ -1,6 +1,7 @@
 """FLOPs by formula, so that they do not depend on the machine or on a restart.
 
-Matrix products only, 2 FLOPs per multiply-add; attention counts full T×T scores as computed.
+Matrix products only, 2 FLOPs per multiply-add; attention counts full T×T scores, whatever a
+kernel leaves out.
 Forward = 2·P_matrix + 4·L·T·N·H per token; backward = 2 × forward (Kaplan et al., arXiv 2001.08361,
 appendix; Chowdhery et al., arXiv 2204.02311, appendix B).
 """

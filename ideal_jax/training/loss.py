@@ -22,6 +22,7 @@ def blocked_nll(
     vocab_size: int,
     block: int,
     softcap: float = 0.0,
+    keep_logits: bool = False,
 ) -> jax.Array:
     """−log p(target) in nats, BxT, one block of positions at a time.
 
@@ -35,6 +36,7 @@ def blocked_nll(
       vocab_size: real vocabulary; padded entries get no probability.
       block: positions per block; T is padded up to a multiple.
       softcap: of the logits; 0: none.
+      keep_logits: those of all blocks stay for the backward pass, which computes none again.
     """
     B, T, D = h_BxTxD.shape
     block = min(block, T)
@@ -42,19 +44,24 @@ def blocked_nll(
     pad = blocks * block - T
     h = jnp.pad(h_BxTxD, ((0, 0), (0, pad), (0, 0))).reshape(B, blocks, block, D)
     targets = jnp.pad(targets_BxT, ((0, 0), (0, pad))).reshape(B, blocks, block)
+    # Plain matrices of B·block positions, for the reason that ``Dense`` gives.
+    h_NxBCxD = h.swapaxes(0, 1).reshape(blocks, B * block, D)
+    targets_NxBC = targets.swapaxes(0, 1).reshape(blocks, B * block)
     head = head_DxV.astype(h.dtype)
 
-    @jax.checkpoint
-    def one(h_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
-        logits = (h_BxCxD @ head).astype(jnp.promote_types(h.dtype, jnp.float32))
+    policy = jax.checkpoint_policies.dots_saveable if keep_logits else None
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def one(h_BCxD: jax.Array, targets_BC: jax.Array) -> jax.Array:
+        logits = (h_BCxD @ head).astype(jnp.promote_types(h.dtype, jnp.float32))
         logits = soft_capped(logits, softcap)
         real = jnp.arange(logits.shape[-1]) < vocab_size
         logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-        chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(logits, targets_BC[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
-    _, nll = jax.lax.scan(lambda _, x: (None, one(*x)), None, (h.swapaxes(0, 1), _swap(targets)))
-    return _swap(nll).reshape(B, blocks * block)[:, :T]
+    _, nll = jax.lax.scan(lambda _, x: (None, one(*x)), None, (h_NxBCxD, targets_NxBC))
+    return nll.reshape(blocks, B, block).swapaxes(0, 1).reshape(B, blocks * block)[:, :T]
 
 
 def decoder_nll(model: Decoder, block: int = 128) -> Callable[[Any, Batch], jax.Array]:
@@ -70,10 +77,16 @@ def decoder_nll(model: Decoder, block: int = 128) -> Callable[[Any, Batch], jax.
             method=Decoder.hidden,
             rngs=_dropout(batch),
         )
-        head = output_matrix(model.cfg, params)
         cfg = model.cfg
-        targets_BxT = batch["targets"]
-        return blocked_nll(h_BxTxD, head, targets_BxT, cfg.vocab_size, block, cfg.logit_softcap)
+        return blocked_nll(
+            h_BxTxD,
+            output_matrix(cfg, params),
+            batch["targets"],
+            cfg.vocab_size,
+            block,
+            cfg.logit_softcap,
+            keep_logits=cfg.remat == "none",
+        )
 
     return nll
 
@@ -112,7 +125,3 @@ def _dropout(batch: Batch) -> dict[str, jax.Array] | None:
         return None
     step, row = batch["dropout"][0]
     return {"dropout": jax.random.fold_in(jax.random.key(step), row)}
-
-
-def _swap(x: jax.Array) -> jax.Array:
-    return x.swapaxes(0, 1)

@@ -101,11 +101,12 @@ def test_splash_takes_rows_that_are_no_multiple_of_its_blocks():
     check(mine, reference, queries_keys_values(cfg, 1, 150), places, 2e-5)
 
 
+@pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
-def test_blocked_is_the_reference_in_every_mode(case, dtype, monkeypatch):
-    monkeypatch.setattr(attention, "WHOLE", 16)
-    monkeypatch.setattr(attention, "_BLOCK", 32)
+def test_blocked_is_the_reference_in_every_mode(case, dtype, short, monkeypatch):
+    for name, size in {"BLOCK": 32, "_SHORT": 128 if short else 16, "_LONG_BLOCK": 32}.items():
+        monkeypatch.setattr(attention, name, size)
     with jax.enable_x64(dtype == "float64"):
         cfg, places = config(case, dtype=dtype), packed(2, 100)
         window = jnp.asarray(40, jnp.int32) if cfg.windows else None
@@ -167,8 +168,8 @@ def test_what_cudnn_is_asked_for_is_the_reference(case):
         ("tpu", 64, {}, "xla"),
         ("gpu", 4096, {}, "cudnn"),
         ("gpu", 4096, {"attention_softcap": 50.0}, "blocked"),
-        ("gpu", 512, {"dtype": "float32"}, "xla"),
-        ("cpu", 512, {}, "xla"),
+        ("gpu", 512, {"dtype": "float32"}, "blocked"),
+        ("cpu", 128, {}, "xla"),
         ("cpu", 2048, {}, "blocked"),
     ],
 )

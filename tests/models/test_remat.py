@@ -44,6 +44,17 @@ def test_loss_and_gradients_stay(remat):
         assert "host" not in plain
 
 
+def test_layers_may_be_unrolled():
+    (loss, grads), _ = loss_and_grads(unroll=3)
+    (expected_loss, expected_grads), _ = loss_and_grads()
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
+        grads,
+        expected_grads,
+    )
+
+
 def test_the_more_is_kept_the_less_is_computed_again():
     products = {name: loss_and_grads(remat=name)[1].count("dot_general") for name in REMAT}
     assert products["none"] < products["dots"] < products["full"] == products["offload"]

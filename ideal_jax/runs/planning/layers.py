@@ -9,7 +9,7 @@ from ideal_jax.runs.cost import Matrix, dense_layers
 # Parts of the forward pass that the backward pass computes again. The last product of a block is
 # not among them: nothing needs its result. Logits exist for a block of positions at a time only.
 REPEATED: dict[str, tuple[str, ...]] = {
-    "none": ("logits",),
+    "none": (),
     "dots": ("scores", "logits"),
     "full": ("q", "k", "v", "o", "gate", "up", "scores", "logits"),
     "offload": ("q", "k", "v", "o", "gate", "up", "scores", "logits"),

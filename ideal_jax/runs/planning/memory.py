@@ -66,11 +66,17 @@ def train_memory(s: Setting) -> Bytes:
         "params": _params(s),
         "optimizer": trained * (s.moment_bytes + s.param_bytes),
         "gradients": accumulated * trained * s.param_bytes,
-        "activations": s.cfg.n_layers * tokens * saved(s),
+        "activations": _activations(s, tokens),
         "gathered": _gathered(s, gradients=s.cfg.lora is None),
         # The loss has been differentiated before the first block is.
         "at work": max(1.5 * tokens * _tape(s), _logits(s, s.rows * min(s.block, s.length), 3)),
     }
+
+
+def _activations(s: Setting, tokens: float) -> float:
+    """Bytes that all blocks keep of ``tokens`` tokens; and the logits, if none are recomputed."""
+    logits = _logits(s, tokens, 1) if s.cfg.remat == "none" else 0.0
+    return s.cfg.n_layers * tokens * saved(s) + logits
 
 
 def saved(s: Setting) -> float:
@@ -128,7 +134,7 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
         "gradient": {
             "params": params,
             "gradients": 2.0 * trained,
-            "activations": s.cfg.n_layers * tokens * saved(s),
+            "activations": _activations(s, tokens),
             "gathered": _gathered(s, gradients=True),
             "at work": max(1.5 * wide, 3 * logits),
         }
