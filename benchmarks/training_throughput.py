@@ -34,8 +34,8 @@ SHAPES = {  # d_model, layers, heads, kv_heads, head_dim, d_ff, vocabulary, tied
     "llama3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, True),
     "llama3-8b": (4096, 32, 32, 8, 128, 14336, 128256, False),
 }
-# Each as it is fastest: our allocations are few and large, and huge pages spare a tenth of the time;
-# torch loses by them.
+# Each as it is fastest: our allocations are few and large, and huge pages spare a tenth of the
+# time; torch loses by them.
 HUGE_PAGES = {"ours": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, "torch": {}}
 SIDES = {"ours": "throughput_ours.py", "torch": "throughput_peer.py"}
 HERE = pathlib.Path(__file__).parent

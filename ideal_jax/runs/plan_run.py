@@ -1,5 +1,6 @@
 """``ideal-jax plan``: will it fit, how fast will it be, what will it cost?"""
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from ideal_jax.runs.planning.programs import programs
 from ideal_jax.runs.planning.setting import Amounts, Setting, read_amounts, read_setting
 from ideal_jax.runs.planning.tables import print_candidates, print_compiled, print_plan
 from ideal_jax.runs.planning.topology import parse_topology
-from ideal_jax.runs.progress import Reporter
+from ideal_jax.runs.progress import Advance, Reporter
 from ideal_jax.runs.workdir import write_json
 
 _COMPILED = 4  # candidates of a search that are compiled, at most
@@ -125,7 +126,12 @@ def _compile_all(
     cache = cache_folder(config.data.cache) / "compiled"
     for program in programs(chosen, model, mesh, amounts.tangents):
         with reporter.phase(f"compile {program.name}") as advance:
-            yield compile_program(program, cache, advance)._asdict()
+            tell = functools.partial(_seconds, advance)
+            yield compile_program(program, cache, tell)._asdict()
+
+
+def _seconds(advance: Advance, passed: float) -> None:
+    advance(round(passed), note="s so far")
 
 
 def _does_not_fit(plan: dict[str, Any], s: Setting, amounts: Amounts) -> str:

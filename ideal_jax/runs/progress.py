@@ -79,7 +79,7 @@ class Reporter:
             left = (
                 f", {(now - started) / done * (total - done):.0f} s left" if total and done else ""
             )
-            self.console.print(f"{name}: {done}/{total or '?'}{left} {note}")
+            self.console.print(f"{name}: {done}{f'/{total}' if total else ''}{left} {note}")
 
         yield advance
         self.console.print(f"{name}: {time.perf_counter() - started:.1f} s")
