@@ -100,6 +100,22 @@ def test_collectives_count_as_often_as_their_loop_runs():
     assert collective_bytes(lowered.compile().as_text()) == {"all-gather": 7 * 512 * 512 * 2}
 
 
+def test_a_program_that_cannot_be_read_is_measured_all_the_same(monkeypatch, tmp_path):
+    x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding.replicated(sharding.make_mesh()))
+    program = programs.Program(
+        "train", jax.jit(lambda x: x + 1), (x,), {"params": x}, sharding.make_mesh()
+    )
+
+    def unreadable(executable):
+        raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    compiled = aot.compile_program(program, tmp_path)
+    assert compiled.argument_bytes == 32
+    assert compiled.collective_bytes is None
+    assert aot.compile_program(program, tmp_path) == compiled._replace(seconds=0.0)
+
+
 def test_a_slice_that_does_not_exist_is_refused():
     pytest.importorskip("libtpu")
     with pytest.raises(UserError, match="v5e:3x5"):

@@ -56,7 +56,7 @@ class Compiled(NamedTuple):
         (``counted.matrix_flops``).
       flops_once, bytes_once: the compiler's count, which takes the body of a loop once.
       collective_bytes: that pass between devices by kind of operation, bodies of loops as often as
-        they run; the larger of operand and result counts.
+        they run; the larger of operand and result counts; None where jaxlib cannot read the program.
       by_class: bytes held by ``Program.classes``, unpadded; with "activations", the temporaries.
       refusal: the compiler's words where it does not fit.
     """
@@ -73,7 +73,7 @@ class Compiled(NamedTuple):
     flops: float
     flops_once: float
     bytes_once: float
-    collective_bytes: dict[str, int]
+    collective_bytes: dict[str, int] | None
     by_class: dict[str, int]
     refusal: str
 
@@ -165,10 +165,17 @@ def _compile(
         flops=flops,
         flops_once=cost.get("flops", 0.0),
         bytes_once=cost.get("bytes accessed", 0.0),
-        collective_bytes=collective_bytes(executable.as_text()),
+        collective_bytes=_collectives(executable),
         by_class={**by_class, "activations": memory.temp_size_in_bytes},
         refusal="",
     )
+
+
+def _collectives(executable: Any) -> dict[str, int] | None:
+    try:
+        return collective_bytes(executable.as_text())
+    except jax.errors.JaxRuntimeError:  # libtpu has operations that an older jaxlib cannot read
+        return None
 
 
 def _refused(

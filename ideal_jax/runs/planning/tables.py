@@ -68,10 +68,14 @@ def print_compiled(console: Console, compiled: Sequence[Mapping[str, Any]]) -> N
             f"{row['temp_bytes'] / _GIB:.2f}",
             f"{row['peak_bytes'] / _GIB:.2f}",
             f"{row['flops']:.3g}",
-            f"{sum(row['collective_bytes'].values()) / _GIB:.2f}",
+            _collectives(row["collective_bytes"]),
             "yes" if row["fits"] else "no",
         )
     console.print(table)
+
+
+def _collectives(found: Mapping[str, int] | None) -> str:
+    return "–" if found is None else f"{sum(found.values()) / _GIB:.2f}"
 
 
 def print_candidates(console: Console, found: Sequence[Candidate]) -> None:
