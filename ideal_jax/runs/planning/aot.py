@@ -56,7 +56,7 @@ class Compiled(NamedTuple):
         (``counted.matrix_flops``).
       flops_once, bytes_once: the compiler's count, which takes the body of a loop once.
       collective_bytes: that pass between devices by kind of operation, bodies of loops as often as
-        they run; the larger of operand and result counts; None where jaxlib cannot read the program.
+        they run, the larger of operand and result; None where jaxlib cannot read the program.
       by_class: bytes held by ``Program.classes``, unpadded; with "activations", the temporaries.
       refusal: the compiler's words where it does not fit.
     """
