@@ -55,9 +55,9 @@ class Ours:
             platform=jax.default_backend(),
             row_length=given["length"],
         )
-        placed = {"attention": kernel, "remat": given["remat"], "dtype": dtype}
-        placed["unroll"] = given["unroll"]
-        self.model = Decoder(dataclasses.replace(model.cfg, **placed), model.origin)
+        placed = {key: given[key] for key in ("remat", "unroll")}
+        cfg = dataclasses.replace(model.cfg, attention=kernel, dtype=dtype, **placed)
+        self.model = Decoder(cfg, model.origin)
         self.rng = np.random.default_rng(0)
         self.state = None
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 128  # tokens of a row that are attended together, in rows of up to
-_SHORT = 1024  # so many; of longer rows
-_LONG_BLOCK = 512  # so many queries at a time
+BLOCK = 128  # queries at a time, in rows of up to ``_SHORT`` tokens
+_SHORT = 1024
+_LONG_BLOCK = 512  # queries at a time, in longer rows
 
 
 class RopeScaling(NamedTuple):

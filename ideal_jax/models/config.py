@@ -46,7 +46,7 @@ class DecoderConfig:
       attention: the kernel of training and evaluation (``kernels.attend``): "xla", "blocked",
         "splash" or "cudnn".
       remat: what the backward pass recomputes (``decoder.REMAT``): "none", "full", "dots" or
-        "offload".
+        "offload"; with "none" the loss keeps the logits of all positions too.
       unroll: layers that the loop over layers computes in one go; more compile longer.
       rope_scaling: of the frequencies, but not of layers with a rope of their own.
       local_rope_theta: base of the frequencies of layers with a window; 0: as everywhere.

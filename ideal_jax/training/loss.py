@@ -1,4 +1,4 @@
-"""The objective: summed, weighted next-token loss, without ever holding all logits."""
+"""The objective: summed, weighted next-token loss, from logits of some positions at a time."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ def blocked_nll(
 ) -> jax.Array:
     """−log p(target) in nats, BxT, one block of positions at a time.
 
-    Logits exist for one block only and are recomputed in the backward pass, in pure JAX, so the
-    loss has every derivative in forward and reverse mode.
+    Logits exist for one block only and are recomputed in the backward pass, unless they are kept.
+    In pure JAX, so the loss has every derivative in forward and reverse mode.
 
     Args:
       h_BxTxD: last hidden states.

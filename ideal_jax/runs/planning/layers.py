@@ -7,7 +7,7 @@ from ideal_jax.models import DecoderConfig
 from ideal_jax.runs.cost import Matrix, dense_layers
 
 # Parts of the forward pass that the backward pass computes again. The last product of a block is
-# not among them: nothing needs its result. Logits exist for a block of positions at a time only.
+# not among them: nothing needs its result. Logits are kept with "none" alone.
 REPEATED: dict[str, tuple[str, ...]] = {
     "none": (),
     "dots": ("scores", "logits"),
