@@ -41,6 +41,7 @@ start() {
         stop
         mkdir -p "$state"
         rm -f "$state/status"
+        : >"$state/log" # or tail might look for it before the run has opened it
         active_or_installed tpu
         # A session of its own: neither the connection nor its terminal takes the run with it.
         # shellcheck disable=SC2016

@@ -127,7 +127,9 @@ JOIN = """
     from ideal_jax.runs import cluster
     cluster.initialise()
     processes.barrier("joined")
-    print("process", jax.process_index(), "of", jax.process_count(), sys.argv[1:], flush=True)
+    line = f"process {jax.process_index()} of {jax.process_count()} {sys.argv[1:]}\\n"
+    sys.stdout.write(line)  # at once, or the lines of two processes mix
+    sys.stdout.flush()
     processes.leave()
 """
 
