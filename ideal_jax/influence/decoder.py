@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
-from ideal_jax.models import Decoder, forward_mode, lora
+from ideal_jax.models import Decoder, Directions, forward_mode, lora
 from ideal_jax.training import decoder_nll
 
 Batch = Mapping[str, Any]
@@ -25,7 +25,8 @@ Batch = Mapping[str, Any]
 def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192) -> Problem:
     """Next-token loss of a decoder, with taps on its dense layers.
 
-    Whatever kernel trains the decoder, this one's attention has every derivative.
+    Whatever kernel trains the decoder, this one's attention has every derivative; scores need none
+    but the first, in reverse, and come from the kernel that trains.
 
     Args:
       model: the decoder.
@@ -36,6 +37,7 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
     Raises:
       UserError: ``layers`` is no regular expression or matches no layer.
     """
+    as_trained = decoder_nll(model)
     model = Decoder(forward_mode(model.cfg), model.origin)
 
     def outputs(params: Any, batch: Batch) -> jax.Array:
@@ -60,6 +62,22 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         weights_BxT = batch["weights"].astype(nll_BxT.dtype)
         return _by_example(nll_BxT * weights_BxT, batch), _by_example(weights_BxT, batch)
 
+    def scores(params: Any, tangents: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        def total(steps_RxBxU: jax.Array) -> tuple[jax.Array, jax.Array]:
+            nll_BxT = as_trained(params, batch, Directions(tangents, steps_RxBxU))
+            weights_BxT = batch["weights"].astype(nll_BxT.dtype)
+            return jnp.sum(nll_BxT * weights_BxT), weights_BxT
+
+        R, (B, T) = len(jax.tree.leaves(tangents)[0]), batch["tokens"].shape
+        one_each = batch["examples"].shape[1] == 1
+        wide = jnp.promote_types(model.cfg.param_dtype, jnp.float32)
+        steps_RxBxU = jnp.zeros((R, B, 1 if one_each else T), wide)
+        scores_RxBxU, weights_BxT = jax.grad(total, has_aux=True)(steps_RxBxU)
+        weights = _by_example(weights_BxT, batch)
+        if one_each:
+            return scores_RxBxU[..., 0], weights
+        return jax.vmap(lambda x_BxT: _by_example(x_BxT, batch))(scores_RxBxU), weights
+
     def sample_labels(logits_BxTxV: jax.Array, batch: Batch, key: jax.Array) -> dict[str, Any]:
         # Keyed by (domain, item, position): padding, packing and batch size change nothing.
         def row(domain: jax.Array, item: jax.Array, logits_TxV: jax.Array) -> jax.Array:
@@ -73,7 +91,7 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         return {**batch, "targets": labels, "weights": jnp.sqrt(batch["weights"])}
 
     taps = _taps(model, layers, max_factor)
-    return Problem(outputs, loss, sample_labels, taps=taps, losses=losses)
+    return Problem(outputs, loss, sample_labels, taps=taps, losses=losses, scores=scores)
 
 
 def _by_example(x_BxT: jax.Array, batch: Batch) -> jax.Array:

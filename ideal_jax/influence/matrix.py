@@ -27,7 +27,6 @@ from ideal_jax.influence.problem import (
     Progress,
     Sample,
     Tree,
-    example_loss,
     silent,
 )
 from ideal_jax.influence.ratio import (
@@ -209,7 +208,7 @@ def estimate(
     key = jax.random.key(0) if key is None else key
     fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     chunk = tangents or max(len(references), len(domains))
-    solver = Solver(example_loss(problem), params, chosen, fitted.state, chunk, progress)
+    solver = Solver(problem, params, chosen, fitted.state, chunk, progress)
 
     centred = centred and not chosen.domain_mean
     z = float(stats.norm.ppf((1 + confidence) / 2))

@@ -75,6 +75,8 @@ class Problem:
       taps: see ``Taps``.
       losses: ``(params, batch) -> (ℓ_B, w_B)``: the same as ``loss`` of ``outputs``, where it can
         be had without all outputs at one time.
+      scores: ``(params, tangents, batch) -> (vᵀ∇ℓ [R, B], w_B)`` for each of R tangents v, where it
+        can be had for less than R derivatives of ``losses`` in forward mode.
     """
 
     outputs: Callable[[Tree, Batch], Tree]
@@ -83,6 +85,7 @@ class Problem:
     regulariser: Callable[[Tree], jax.Array] | None = None
     taps: Taps | None = None
     losses: LossFn | None = None
+    scores: Callable[[Tree, Tree, Batch], tuple[jax.Array, jax.Array]] | None = None
 
     def example_loss(self, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """``(ℓ_B, w_B)`` at ``params``."""

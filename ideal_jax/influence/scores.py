@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ideal_jax.influence.passes import Placement, accumulate, cast_like, wide
-from ideal_jax.influence.problem import Batch, LossFn, Progress, Sample, Tree, silent
+from ideal_jax.influence.problem import (
+    Batch,
+    LossFn,
+    Problem,
+    Progress,
+    Sample,
+    Tree,
+    example_loss,
+    silent,
+)
 
 
 class MeanGradient(NamedTuple):
@@ -60,7 +69,7 @@ def mean_gradient(
 
 
 def example_scores(
-    loss_fn: LossFn,
+    problem: Problem | LossFn,
     params: Tree,
     tangents: Tree,
     sample: Sample,
@@ -70,13 +79,14 @@ def example_scores(
 ) -> Scores:
     """vᵀ∇ℓ(x) for every example x and every tangent v on the leading axis of ``tangents``.
 
-    Forward mode: the primal is computed once a batch, no residuals are kept, no gradient exists.
+    By ``Problem.scores``; without it in forward mode: the primal is computed once a batch, no
+    residuals are kept, no gradient exists.
     """
     placement = Placement.of(params)
     progress(phase, 0, len(sample.batches))
     rows: list[tuple] = []
     for done, batch in enumerate(sample.batches, start=1):
-        rows.append(batch_scores(loss_fn, placement, params, tangents, batch))
+        rows.append(batch_scores(problem, placement, params, tangents, batch))
         # Fetch the batch before this one: the device always has work queued.
         if done > 1:
             rows[-2] = jax.device_get(rows[-2])
@@ -104,11 +114,14 @@ def gradient_sums(
     return gradient, placement.replicated(loss), placement.replicated(weight)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+@functools.partial(jax.jit, static_argnames=("problem", "placement"))
 def batch_scores(
-    loss_fn: LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
+    problem: Problem | LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """(vᵀ∇ℓ [r, B], w_B) of one batch."""
+    if isinstance(problem, Problem) and problem.scores is not None:
+        return placement.replicated(problem.scores(params, tangents, batch))
+    loss_fn = example_loss(problem)
 
     def score(tangent: Tree) -> tuple[jax.Array, jax.Array]:
         _, l_dot_B, w_B = jax.jvp(

@@ -15,7 +15,14 @@ import numpy as np
 from ideal_jax.errors import UserError
 from ideal_jax.influence.interface import Estimator
 from ideal_jax.influence.passes import Placement, combine, stack
-from ideal_jax.influence.problem import LossFn, Progress, Sample, Tree
+from ideal_jax.influence.problem import (
+    LossFn,
+    Problem,
+    Progress,
+    Sample,
+    Tree,
+    example_loss,
+)
 from ideal_jax.influence.ratio import mixing
 from ideal_jax.influence.scores import MeanGradient, Scores, example_scores, mean_gradient
 
@@ -23,7 +30,7 @@ from ideal_jax.influence.scores import MeanGradient, Scores, example_scores, mea
 class Solver(NamedTuple):
     """A fitted estimator and what both sides share; ``chunk`` right-hand sides at a time."""
 
-    loss_fn: LossFn
+    problem: Problem | LossFn
     params: Tree
     estimator: Estimator
     state: Any
@@ -188,7 +195,7 @@ def _weight(sample: Sample, mean: MeanGradient) -> float:
 
 def _mean(solver: Solver, kind: str, name: str, sample: Sample) -> MeanGradient:
     mean = mean_gradient(
-        solver.loss_fn,
+        example_loss(solver.problem),
         solver.params,
         sample,
         phase=f"{kind} gradients",
@@ -205,5 +212,5 @@ def _refuse_weightless(kind: str, name: str, weight: float) -> None:
 
 def _scores(solver: Solver, tangents: Tree, sample: Sample, phase: str) -> Scores:
     return example_scores(
-        solver.loss_fn, solver.params, tangents, sample, phase=phase, progress=solver.progress
+        solver.problem, solver.params, tangents, sample, phase=phase, progress=solver.progress
     )

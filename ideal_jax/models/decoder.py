@@ -1,8 +1,9 @@
 """One decoder-only transformer: RMSNorm, GQA, RoPE, gated MLP, and what the families add to it.
 
 The layers are stacked (``nn.scan``): every parameter of a layer has a leading axis L. Every dense
-layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output, so curvature
-sees all layers while training, which asks for neither collection, pays nothing.
+layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output, for curvature, and
+every parameter can ``read`` derivatives along directions, for scores. Training, which asks for none
+of these collections, pays nothing.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ideal_jax.models import attention, kernels
 from ideal_jax.models.attention import Places
 from ideal_jax.models.config import DecoderConfig
+from ideal_jax.models.directions import DIRECTIONS, STEPS, Directions, read
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
@@ -64,6 +66,16 @@ def _residual_init(cfg: DecoderConfig) -> Any:
     return nn.initializers.variance_scaling(0.5 / cfg.n_layers, "fan_in", "normal")
 
 
+def times(kernel_IxO: jax.Array, x: jax.Array) -> jax.Array:
+    """``x`` [..., I] times a matrix, as plain matrices.
+
+    The kernel's gradient then contracts one axis, which XLA:CPU computes without transposing
+    activations first (a gated MLP takes 0.7 of the time).
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel_IxO
+    return y.reshape(*x.shape[:-1], kernel_IxO.shape[1])
+
+
 class Dense(nn.Module):
     """``x @ kernel`` with the two taps that curvature needs and, where asked, an adapter."""
 
@@ -79,14 +91,13 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel_IxO = _parameter(self, "kernel", self.init, shape, self.axes, self.cfg)
         self.sow("taps", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-        # As plain matrices: the kernel's gradient then contracts one axis, which XLA:CPU computes
-        # without transposing activations first (a gated MLP takes 0.7 of the time).
-        y = x.reshape(-1, shape[0]) @ kernel_IxO.astype(x.dtype)
-        y = y.reshape(*x.shape[:-1], self.features)
+        y = times(kernel_IxO.astype(x.dtype), x)
+        y = read(self, "kernel", y, times, x)
         if self.bias:
             zeros = nn.initializers.zeros
             bias_O = _parameter(self, "bias", zeros, shape[1:], self.axes[1:], self.cfg)
             y = y + bias_O.astype(x.dtype)
+            y = read(self, "bias", y, lambda b, x: jnp.broadcast_to(b, (*x.shape[:-1], b.size)), x)
         # ``perturb`` raises in layers that are not tapped while others are.
         if self.is_initializing() or self.has_variable("perturbations", "output"):
             y = self.perturb("output", y, collection="perturbations")
@@ -120,7 +131,9 @@ class RMSNorm(nn.Module):
         scale = _parameter(self, "scale", init, x.shape[-1:], (None,), self.cfg)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         rms = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.cfg.norm_eps)
-        return (wide * rms * (scale.astype(wide.dtype) + offset)).astype(x.dtype)
+        normal = wide * rms
+        y = (normal * (scale.astype(wide.dtype) + offset)).astype(x.dtype)
+        return read(self, "scale", y, lambda scale, x: (x * scale).astype(y.dtype), normal)
 
 
 class Attention(nn.Module):
@@ -232,7 +245,8 @@ class Decoder(nn.Module):
         policy = REMAT[c.remat]
         self.layers = nn.scan(
             Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy),
-            variable_axes={"params": 0, "taps": 0, "perturbations": 0},
+            variable_axes={"params": 0, "taps": 0, "perturbations": 0, DIRECTIONS: 1},
+            variable_broadcast=STEPS,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.n_layers,
@@ -307,6 +321,7 @@ class Decoder(nn.Module):
 
     def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding[tokens_BxT].astype(jnp.dtype(self.cfg.dtype))
+        x_BxTxD = read(self, "embedding", x_BxTxD, lambda table, at: table[at], tokens_BxT)
         if self.cfg.scale_embedding:
             x_BxTxD = x_BxTxD * jnp.asarray(self.cfg.d_model**0.5, x_BxTxD.dtype)
         return constrain(x_BxTxD, "batch", None, None)
@@ -324,6 +339,15 @@ class Decoder(nn.Module):
 def output_matrix(cfg: DecoderConfig, params: Any) -> jax.Array:
     """The matrix DxV (padded vocabulary) that turns ``Decoder.hidden`` into logits."""
     return params["embedding"].T if cfg.tie_embeddings else params["head"]["kernel"]
+
+
+def output_directions(cfg: DecoderConfig, directions: Directions) -> Directions | None:
+    """Those of ``output_matrix``, DxV; None if it has none (a frozen one)."""
+    tree = directions.tangents
+    if not {"embedding", "head"} & set(tree):
+        return None
+    tangents = tree["embedding"].swapaxes(1, 2) if cfg.tie_embeddings else tree["head"]["kernel"]
+    return directions._replace(tangents=tangents)
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, slots: int) -> Cache:

@@ -119,6 +119,15 @@ def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
     return 8.0 * vectors * each
 
 
-def score_flops(cfg: DecoderConfig, length: float, tokens: float, tangents: int) -> float:
-    """FLOPs of derivatives of ``tokens`` tokens' losses: a tangent costs two forward passes."""
-    return forward_flops(cfg, tokens * (1 + 2 * tangents), length)
+def score_flops(
+    cfg: DecoderConfig, length: float, tokens: float, tangents: int, *, packed: bool
+) -> float:
+    """FLOPs of derivatives of ``tokens`` tokens' losses along tangents.
+
+    A forward and a backward through the activations (of attention's scores, twice as much), and
+    each matrix with every token: once for a tangent, where rows are packed with several examples;
+    else once, for the row's gradient. Adapters' own matrices are not counted, here as everywhere.
+    """
+    read = tangents if packed else 1
+    passes = forward_flops(cfg, tokens, length) + forward_flops(cfg, tokens, 2 * length)
+    return passes + (forward_flops(cfg, tokens * read, 0) if cfg.lora is None else 0.0)

@@ -37,6 +37,7 @@ class Price:
     ):
         options = session.config.influence
         self._cfg, self._length = session.model.cfg, session.config.data.row_length
+        self._packed = session.config.data.max_segments > 1
         self._name, self._iterations = options.estimator, options.iterations
         self._R, self._n = len(references), len(session.names)
         parts = (options.uncovered == "diagonal") + (options.important < 1)
@@ -55,11 +56,11 @@ class Price:
         cfg, length = self._cfg, self._length
         total = self._fixed(products)
         total += cost.train_flops(cfg, sum(map(_positions, given)), length)
-        return total + cost.score_flops(cfg, length, sum(map(_positions, scored)), self._tangents)
+        return total + self._score(sum(map(_positions, scored)), self._tangents)
 
     def affordable(self, flops: float) -> float:
         """Training tokens that can be scored for ``flops``; some padding is allowed for."""
-        each = cost.score_flops(self._cfg, self._length, _PADDING, self._tangents)
+        each = self._score(_PADDING, self._tangents)
         each += cost.train_flops(self._cfg, _PADDING, self._length)
         return max(flops - self._fixed(self._iterations), 0.0) / each
 
@@ -69,7 +70,10 @@ class Price:
         cfg, length = self._cfg, self._length
         total = cost.curvature_flops(cfg, length, self._name, self._curved, self._matrices, vectors)
         total += cost.train_flops(cfg, self._held, length)
-        return total + cost.score_flops(cfg, length, self._spread, self._n)
+        return total + self._score(self._spread, self._n)
+
+    def _score(self, tokens: float, tangents: int) -> float:
+        return cost.score_flops(self._cfg, self._length, tokens, tangents, packed=self._packed)
 
 
 def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matrix]:

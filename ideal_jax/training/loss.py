@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from ideal_jax.models import Decoder, lora, output_matrix
 from ideal_jax.models.attention import soft_capped
+from ideal_jax.models.decoder import output_directions, times
+from ideal_jax.models.directions import Directions, along
 
 Batch = Mapping[str, Any]  # arrays; frozen parameters if there are any (``models.lora``)
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
@@ -23,6 +25,7 @@ def blocked_nll(
     block: int,
     softcap: float = 0.0,
     keep_logits: bool = False,
+    directions: Directions | None = None,
 ) -> jax.Array:
     """−log p(target) in nats, BxT, one block of positions at a time.
 
@@ -37,40 +40,49 @@ def blocked_nll(
       block: positions per block; T is padded up to a multiple.
       softcap: of the logits; 0: none.
       keep_logits: those of all blocks stay for the backward pass, which computes none again.
+      directions: of the output matrix, to be read.
     """
-    B, T, D = h_BxTxD.shape
+    T = h_BxTxD.shape[1]
     block = min(block, T)
     blocks = -(-T // block)
-    pad = blocks * block - T
-    h = jnp.pad(h_BxTxD, ((0, 0), (0, pad), (0, 0))).reshape(B, blocks, block, D)
-    targets = jnp.pad(targets_BxT, ((0, 0), (0, pad))).reshape(B, blocks, block)
-    # Plain matrices of B·block positions, for the reason that ``Dense`` gives.
-    h_NxBCxD = h.swapaxes(0, 1).reshape(blocks, B * block, D)
-    targets_NxBC = targets.swapaxes(0, 1).reshape(blocks, B * block)
-    head = head_DxV.astype(h.dtype)
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        x = jnp.pad(x, [(0, blocks * block - T if i == axis else 0) for i in range(x.ndim)])
+        x = x.reshape(*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    head = head_DxV.astype(h_BxTxD.dtype)
+    xs = [split(h_BxTxD, 1), split(targets_BxT, 1)]
+    if directions is not None:
+        steps = directions.steps_RxBxU
+        whole_rows = steps.shape[2] == 1
+        xs.append(jnp.stack([steps] * blocks) if whole_rows else split(steps, 2))
 
     policy = jax.checkpoint_policies.dots_saveable if keep_logits else None
 
     @functools.partial(jax.checkpoint, policy=policy)
-    def one(h_BCxD: jax.Array, targets_BC: jax.Array) -> jax.Array:
-        logits = (h_BCxD @ head).astype(jnp.promote_types(h.dtype, jnp.float32))
+    def one(h_BxCxD: jax.Array, targets_BxC: jax.Array, *steps_RxBxU: jax.Array) -> jax.Array:
+        logits = times(head, h_BxCxD)
+        if directions is not None:
+            logits = along(times, logits, h_BxCxD, directions.tangents, *steps_RxBxU)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         logits = soft_capped(logits, softcap)
         real = jnp.arange(logits.shape[-1]) < vocab_size
         logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-        chosen = jnp.take_along_axis(logits, targets_BC[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
-    _, nll = jax.lax.scan(lambda _, x: (None, one(*x)), None, (h_NxBCxD, targets_NxBC))
-    return nll.reshape(blocks, B, block).swapaxes(0, 1).reshape(B, blocks * block)[:, :T]
+    _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
+    return nll_NxBxC.swapaxes(0, 1).reshape(-1, blocks * block)[:, :T]
 
 
-def decoder_nll(model: Decoder, block: int = 128) -> Callable[[Any, Batch], jax.Array]:
-    """(params, batch) -> nll_BxT of a decoder."""
+def decoder_nll(model: Decoder, block: int = 128) -> Callable[..., jax.Array]:
+    """(params, batch, directions=None) -> nll_BxT of a decoder."""
 
-    def nll(params: Any, batch: Batch) -> jax.Array:
+    def nll(params: Any, batch: Batch, directions: Directions | None = None) -> jax.Array:
         params = lora.all_params(params, batch)
         h_BxTxD: Any = model.apply(
-            {"params": params},
+            {"params": params, **(directions.variables if directions else {})},
             batch["tokens"],
             batch["positions"],
             batch["segments"],
@@ -86,6 +98,7 @@ def decoder_nll(model: Decoder, block: int = 128) -> Callable[[Any, Batch], jax.
             block,
             cfg.logit_softcap,
             keep_logits=cfg.remat == "none",
+            directions=directions and output_directions(cfg, directions),
         )
 
     return nll

@@ -139,11 +139,13 @@ def test_flops_by_formula_are_those_of_the_program(config, layers):
         assert counted == pytest.approx(formula, rel=0.03)
 
 
-def test_scores_cost_two_forward_passes_a_tangent(config):
+@pytest.mark.parametrize("segments", [1, 8])
+def test_scores_cost_a_backward_pass_and_a_matrix_product_a_tangent(config, segments):
+    config.data.max_segments = segments
     program = by_name(config, SMALL, sharding.make_mesh())["score"]
     rows, length = program.classes["batch"]["tokens"].shape
     tangents = len(jax.tree.leaves(program.classes["vectors"])[0])
-    formula = cost.score_flops(SMALL, length, rows * length, tangents)
+    formula = cost.score_flops(SMALL, length, rows * length, tangents, packed=segments > 1)
     assert matrix_flops(program.trace()) == pytest.approx(formula, rel=0.03)
 
 

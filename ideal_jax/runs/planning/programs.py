@@ -141,7 +141,7 @@ def influence_programs(
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, params, tangents + extra)
     kinds = {**held, "batch": packed, "vectors": along}
-    arguments = (problem.example_loss, placement, params, along, packed)
+    arguments = (problem, placement, params, along, packed)
     yield Program("score", batch_scores, arguments, kinds, mesh)
 
 

@@ -1,0 +1,111 @@
+"""Derivatives of each example's loss along directions in parameter space, in reverse mode.
+
+Where an output y = f(p, x) is linear in its parameter p, a step ε along a direction s adds ε f(s, x)
+to it, and ε Σ (∂ℓ/∂y) f(s, x) to the loss: a sum over the example's own tokens. So the parameters
+read every direction in one backward pass through the activations, and no parameter's gradient is
+summed over examples, stored or communicated. Forward mode takes two passes for each direction.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+DIRECTIONS, STEPS = "directions", "steps"
+
+
+class Directions(NamedTuple):
+    """Where to read derivatives.
+
+    Attributes:
+      tangents: like the parameters, or some of them, with a leading axis of R directions.
+      steps_RxBxU: zeros; the loss's derivative in them is what is asked for. By token (U = T), or
+        summed over each row (U = 1), which is cheaper: a row's gradient is formed, one layer and
+        one parameter at a time, and multiplied with all directions.
+    """
+
+    tangents: Any
+    steps_RxBxU: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Collections for ``Decoder.apply``, beside its parameters."""
+        steps = jax.tree.map(lambda _: self.steps_RxBxU, self.tangents)
+        return {DIRECTIONS: self.tangents, STEPS: steps}
+
+
+def read(
+    module: nn.Module,
+    name: str,
+    y: jax.Array,
+    f: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+) -> jax.Array:
+    """``y``, which is f(p, x) for the module's parameter p of this name, or f(p, x) and more."""
+    if not module.has_variable(DIRECTIONS, name):
+        return y
+    return along(f, y, x, module.get_variable(DIRECTIONS, name), module.get_variable(STEPS, name))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def along(
+    f: Callable[[jax.Array, jax.Array], jax.Array],
+    y: jax.Array,
+    x: jax.Array,
+    directions: jax.Array,
+    steps_RxBxU: jax.Array,
+) -> jax.Array:
+    """``y``; its derivative in the steps is f(s, x) for every direction s.
+
+    Args:
+      f: (p, x) -> y, linear in p, row by row of x.
+      y: [B, T, ...].
+      x: [B, T, ...]; integers are places in a table, whose gradient is not worth forming.
+      directions: R of p's shape.
+      steps_RxBxU: zeros, see ``Directions``.
+    """
+    return y
+
+
+def _along_forward(
+    f: Any, y: jax.Array, x: jax.Array, directions: jax.Array, steps_RxBxU: jax.Array
+) -> tuple[jax.Array, Any]:
+    return y, (x, directions, steps_RxBxU)
+
+
+def _along_backward(f: Any, kept: Any, g: jax.Array) -> tuple[Any, ...]:
+    x, directions, steps_RxBxU = kept
+    by_row = steps_RxBxU.shape[2] == 1
+    if by_row and not jnp.issubdtype(x.dtype, jnp.integer):
+        read_RxBxU = _by_row(f, x, g, directions, steps_RxBxU.dtype)
+    else:
+        read_RxBxU = _by_token(f, x, g, directions, steps_RxBxU.dtype)
+        if by_row:
+            read_RxBxU = jnp.sum(read_RxBxU, axis=2, keepdims=True)
+    return g, None, None, read_RxBxU
+
+
+along.defvjp(_along_forward, _along_backward)
+
+
+def _by_row(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any) -> jax.Array:
+    def row_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+        pull = jax.linear_transpose(lambda p: f(p, x), directions[0].astype(g.dtype))
+        return pull(g)[0]
+
+    gradient_Bxp = jax.vmap(row_gradient)(x, g).reshape(len(x), -1)
+    directions_Rxp = directions.reshape(len(directions), -1)
+    return jnp.einsum(
+        "rp,bp->rb", directions_Rxp.astype(g.dtype), gradient_Bxp, preferred_element_type=wide
+    )[..., None]
+
+
+def _by_token(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any) -> jax.Array:
+    def direction(s: jax.Array) -> jax.Array:
+        moved = f(s.astype(g.dtype), x)
+        return jnp.sum((g * moved).astype(wide), axis=tuple(range(2, g.ndim)))
+
+    return jax.lax.map(direction, directions)
