@@ -6,7 +6,6 @@ from ideal_jax.models.decoder import REMAT as REMAT
 from ideal_jax.models.decoder import Decoder as Decoder
 from ideal_jax.models.decoder import empty_cache as empty_cache
 from ideal_jax.models.decoder import output_matrix as output_matrix
-from ideal_jax.models.directions import Directions as Directions
 from ideal_jax.models.export import save_hf as save_hf
 from ideal_jax.models.huggingface import check_tensors as check_tensors
 from ideal_jax.models.huggingface import hf_folder as hf_folder
@@ -18,3 +17,4 @@ from ideal_jax.models.kernels import forward_mode as forward_mode
 from ideal_jax.models.parameters import abstract_params as abstract_params
 from ideal_jax.models.parameters import random_params as random_params
 from ideal_jax.models.peft import save_peft as save_peft
+from ideal_jax.models.readings import Directions as Directions

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +54,24 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
     return keep * frequencies + (1 - keep) * slowed
 
 
-def rotate(x_BxTxNxH: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
+class Rotation(NamedTuple):
+    """Cosine and sine of every token's angles, [B, T, 1, H/2]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotation(positions_BxT: jax.Array, frequencies: np.ndarray, wide: Any) -> Rotation:
+    """The rotary angles of tokens at these positions, in the dtype ``wide``."""
+    angles_BxTx1xH = positions_BxT[:, :, None, None] * jnp.asarray(frequencies, wide)
+    return Rotation(jnp.cos(angles_BxTx1xH), jnp.sin(angles_BxTx1xH))
+
+
+def rotate(x_BxTxNxH: jax.Array, by: Rotation) -> jax.Array:
     """Rotary position embedding in the half-split layout of Hugging Face's Llama."""
-    wide = frequencies.dtype
-    angles_BxTx1xH = positions_BxT[:, :, None, None].astype(wide) * frequencies
-    sin, cos = jnp.sin(angles_BxTx1xH), jnp.cos(angles_BxTx1xH)
-    first, second = jnp.split(x_BxTxNxH.astype(wide), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxTxNxH.dtype)
+    first, second = jnp.split(x_BxTxNxH.astype(by.cos.dtype), 2, axis=-1)
+    turned = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)
 
 
 def visible(queries: Places, keys: Places, window: jax.Array | None = None) -> jax.Array:

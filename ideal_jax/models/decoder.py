@@ -1,14 +1,14 @@
 """One decoder-only transformer: RMSNorm, GQA, RoPE, gated MLP, and what the families add to it.
 
-The layers are stacked (``nn.scan``): every parameter of a layer has a leading axis L. Every dense
-layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output, for curvature, and
-every parameter can ``read`` derivatives along directions, for scores. Training, which asks for none
-of these collections, pays nothing.
+The layers are stacked (``nn.scan``): a layer's parameters have a leading axis L. For curvature,
+every dense layer is a plain matrix I×O that can ``sow`` its input and have its output ``watched``;
+for scores, every parameter can ``read`` derivatives along directions. Training asks for none of
+these collections and pays nothing.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,29 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from ideal_jax.models import attention, kernels
-from ideal_jax.models.attention import Places
+from ideal_jax.models.attention import Places, Rotation
 from ideal_jax.models.config import DecoderConfig
-from ideal_jax.models.directions import DIRECTIONS, STEPS, Directions, read
+from ideal_jax.models.readings import DIRECTIONS, STEPS, Directions, read, watched
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
-Kind = dict[str, jax.Array]  # what differs between layers: {"frequencies": LxH/2, "window": L}
+Kind = dict[str, jax.Array]  # what differs between layers: {"window": L, "local": L} or nothing
+
+
+class Where(NamedTuple):
+    """Where the tokens stand, the same for all layers.
+
+    Attributes:
+      queries, keys: the tokens, and those that they may attend to.
+      rotation: of the queries. Computed here: inside a layer XLA takes sines for every head.
+      local_rotation: that of layers with a rope of their own, if there are any.
+    """
+
+    queries: Places
+    keys: Places
+    rotation: Rotation
+    local_rotation: Rotation | None
+
 
 _ACTIVATIONS: dict[str, Any] = {
     "silu": nn.silu,
@@ -98,9 +114,10 @@ class Dense(nn.Module):
             bias_O = _parameter(self, "bias", zeros, shape[1:], self.axes[1:], self.cfg)
             y = y + bias_O.astype(x.dtype)
             y = read(self, "bias", y, lambda b, x: jnp.broadcast_to(b, (*x.shape[:-1], b.size)), x)
-        # ``perturb`` raises in layers that are not tapped while others are.
-        if self.is_initializing() or self.has_variable("perturbations", "output"):
+        if self.is_initializing():  # tells the shapes
             y = self.perturb("output", y, collection="perturbations")
+        elif self.has_variable("perturbations", "output"):
+            y = watched(y, self.get_variable("perturbations", "output"))
         lora = self.cfg.lora
         if lora is not None and lora.covers("/".join(self.path)):
             y = y + self._low_rank(x) * (lora.alpha / lora.rank)
@@ -143,7 +160,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, queries: Places, keys: Places
+        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, where: Where
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the layer's output BxTxD and its new cache (BxCxKxH without the axis L)."""
         c = self.cfg
@@ -161,18 +178,23 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_BxTxNxH = RMSNorm(c, name="q_norm")(q_BxTxNxH)
             k_BxTxKxH = RMSNorm(c, name="k_norm")(k_BxTxKxH)
-        q_BxTxNxH = attention.rotate(q_BxTxNxH, queries.positions, kind["frequencies"])
-        k_BxTxKxH = attention.rotate(k_BxTxKxH, queries.positions, kind["frequencies"])
+        rotation = where.rotation
+        if where.local_rotation is not None:
+            rotation = jax.tree.map(
+                functools.partial(jnp.where, kind["local"]), where.local_rotation, rotation
+            )
+        q_BxTxNxH = attention.rotate(q_BxTxNxH, rotation)
+        k_BxTxKxH = attention.rotate(k_BxTxKxH, rotation)
         if cache is not None:
-            rows = jnp.arange(B)[:, None]
-            k_BxTxKxH = cache["k"].at[rows, queries.positions].set(k_BxTxKxH)
-            v_BxTxKxH = cache["v"].at[rows, queries.positions].set(v_BxTxKxH)
+            rows, slots = jnp.arange(B)[:, None], where.queries.positions
+            k_BxTxKxH = cache["k"].at[rows, slots].set(k_BxTxKxH)
+            v_BxTxKxH = cache["v"].at[rows, slots].set(v_BxTxKxH)
             cache = {"k": k_BxTxKxH, "v": v_BxTxKxH}
         # Initialising, on one short row, is no work for a kernel that splits rows over a mesh.
         kernel = c.attention if cache is None and not self.is_initializing() else "xla"
         window = kind.get("window")
         y_BxTxNxH = kernels.attend(
-            c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, queries, keys, window
+            c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, where.queries, where.keys, window
         )
         y = checkpoint_name(y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim), "attention")
         o = Dense(c.d_model, ("heads", "embed"), c, c.o_bias, init=_residual_init(c), name="o")
@@ -202,12 +224,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, queries: Places, keys: Places
+        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, where: Where
     ) -> tuple[jax.Array, Cache | None]:
         """Adds attention and MLP to the residual stream; returns (x, the layer's cache)."""
         x_BxTxD = checkpoint_name(x_BxTxD, "block_input")
         y, cache = Attention(self.cfg, name="attention")(
-            self._norm("attention_norm", x_BxTxD), cache, kind, queries, keys
+            self._norm("attention_norm", x_BxTxD), cache, kind, where
         )
         x_BxTxD = self._add(x_BxTxD, y, "attention_post_norm")
         y = MLP(self.cfg, name="mlp")(self._norm("mlp_norm", x_BxTxD))
@@ -248,7 +270,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, "taps": 0, "perturbations": 0, DIRECTIONS: 1},
             variable_broadcast=STEPS,
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=c.n_layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -285,7 +307,9 @@ class Decoder(nn.Module):
         if segments_BxT is None:
             segments_BxT = jnp.zeros_like(tokens_BxT)
         here = Places(positions_BxT, segments_BxT)
-        x_BxTxD, _ = self.layers(self._embed(tokens_BxT), None, self._kinds(), here, here)
+        x_BxTxD, _ = self.layers(
+            self._embed(tokens_BxT), None, self._kinds(), self._where(here, here)
+        )
         return self.final_norm(x_BxTxD)
 
     def decode(
@@ -300,24 +324,27 @@ class Decoder(nn.Module):
         queries = Places(positions_BxT, jnp.zeros_like(positions_BxT))
         keys = Places(slots, jnp.zeros_like(slots))
         new: Any
-        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, self._kinds(), queries, keys)
+        x_BxTxD, new = self.layers(
+            self._embed(tokens_BxT), cache, self._kinds(), self._where(queries, keys)
+        )
         return self._logits(self.final_norm(x_BxTxD)), new
 
     def _kinds(self) -> Kind:
-        c = self.cfg
+        windows = self.cfg.windows
+        if not windows:
+            return {}
+        reach = [window or np.iinfo(np.int32).max for window in windows]
+        return {"window": jnp.asarray(reach, jnp.int32), "local": jnp.asarray(windows) > 0}
+
+    def _where(self, queries: Places, keys: Places) -> Where:
+        c, at = self.cfg, queries.positions
         wide = jnp.promote_types(c.dtype, jnp.float32)
         everywhere = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        if not c.windows:
-            return {"frequencies": jnp.asarray(np.tile(everywhere, (c.n_layers, 1)), wide)}
-        local = everywhere
-        if c.local_rope_theta:
-            local = attention.rope_frequencies(c.head_dim, c.local_rope_theta)
-        frequencies = [local if window else everywhere for window in c.windows]
-        reach = [window or np.iinfo(np.int32).max for window in c.windows]
-        return {
-            "frequencies": jnp.asarray(np.stack(frequencies), wide),
-            "window": jnp.asarray(reach, jnp.int32),
-        }
+        local = None
+        if c.windows and c.local_rope_theta:
+            frequencies = attention.rope_frequencies(c.head_dim, c.local_rope_theta)
+            local = attention.rotation(at, frequencies, wide)
+        return Where(queries, keys, attention.rotation(at, everywhere, wide), local)
 
     def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding[tokens_BxT].astype(jnp.dtype(self.cfg.dtype))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ideal_jax.models import Decoder, lora, output_matrix
 from ideal_jax.models.attention import soft_capped
 from ideal_jax.models.decoder import output_directions, times
-from ideal_jax.models.directions import Directions, along
+from ideal_jax.models.readings import Directions, along
 
 Batch = Mapping[str, Any]  # arrays; frozen parameters if there are any (``models.lora``)
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
@@ -54,7 +54,7 @@ def blocked_nll(
     head = head_DxV.astype(h_BxTxD.dtype)
     xs = [split(h_BxTxD, 1), split(targets_BxT, 1)]
     if directions is not None:
-        steps = directions.steps_RxBxU
+        steps = directions.steps
         whole_rows = steps.shape[2] == 1
         xs.append(jnp.stack([steps] * blocks) if whole_rows else split(steps, 2))
 

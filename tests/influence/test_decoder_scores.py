@@ -83,4 +83,5 @@ def test_reverse_equals_forward(case, packed):
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-11)
     np.testing.assert_array_equal(weights, same)
     used = np.asarray(weights) > 0
-    assert np.all(np.abs(expected[:, used]) > 1e-3) and np.all(expected[:, ~used] == 0)
+    assert np.all(np.abs(expected[:, used]) > 1e-3)
+    assert np.all(expected[:, ~used] == 0)

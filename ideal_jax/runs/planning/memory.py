@@ -146,8 +146,10 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
         # From the references' side the mean gradients of all domains are at hand.
         "vectors": (a.domains + r) * trained,
         "curvature": found.get("solve", {}).get("curvature", 0.0),
-        "gathered": (1 + r) * _gathered(s, gradients=False),
-        "at work": max(0.75 * (1 + r) * wide, (1 + 2 * r) * logits),
+        "activations": _activations(s, tokens),
+        # A direction at a time is gathered like the parameters.
+        "gathered": 2 * _gathered(s, gradients=False),
+        "at work": max(1.5 * wide, 3 * logits),
     }
     return found
 

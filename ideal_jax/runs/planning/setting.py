@@ -97,6 +97,7 @@ class Amounts(NamedTuple):
       domains: n, also the number of reference sets.
       scored, references, curvature: tokens per influence estimate.
       tangents: right-hand sides at one time.
+      packed: several scored examples share a row.
       generated, prompts: examples and tokens of each of one evaluation.
     """
 
@@ -108,6 +109,7 @@ class Amounts(NamedTuple):
     references: float
     curvature: float
     tangents: int
+    packed: bool
     prompts: int
     prompt_tokens: int
     new_tokens: int
@@ -165,6 +167,7 @@ def read_amounts(config: Any) -> Amounts:
         references=2 * domains * min(options.reference_examples, examples) * mean / PACKED,
         curvature=options.curvature_examples * mean,
         tangents=min(options.tangents or domains, domains),
+        packed=config.data.max_segments > 1,
         prompts=domains * config.eval.examples if config.eval.tasks else 0,
         prompt_tokens=prompt,
         new_tokens=config.eval.max_new_tokens,

@@ -97,11 +97,13 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
         solve = cost.solve_flops(matrices, 2.0 * a.domains) / s.topology.devices
         found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
         found["solve"] = Work(exact_flops=solve, executions=a.updates)
-    score = _pass(s, each, s.length, (), gradients=False)
-    found["score"] = score._replace(
-        flops=cost.score_flops(s.cfg, s.length, each, a.tangents) / s.tensor,
-        fsdp_bytes=score.fsdp_bytes * (1 + 2 * a.tangents),
-        tensor_bytes=score.tensor_bytes * (1 + a.tangents),
+    # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
+    again = layers.repeated_flops(s.cfg, each, s.length, layers.REPEATED[s.cfg.remat])
+    score = cost.score_flops(s.cfg, s.length, each, a.tangents, packed=a.packed)
+    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * layers.trained_scalars(s.cfg)
+    found["score"] = gradient._replace(
+        flops=(score + again) / s.tensor,
+        fsdp_bytes=read * s.activation_bytes / s.tensor * _share(s.fsdp),
         executions=math.ceil(a.domains / a.tangents) * batches(a.scored),
     )
     return found

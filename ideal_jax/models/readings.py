@@ -1,9 +1,11 @@
-"""Derivatives of each example's loss along directions in parameter space, in reverse mode.
+"""What a backward pass reads on its way, beside the gradients of parameters.
 
-Where an output y = f(p, x) is linear in its parameter p, a step ε along a direction s adds ε f(s, x)
-to it, and ε Σ (∂ℓ/∂y) f(s, x) to the loss: a sum over the example's own tokens. So the parameters
-read every direction in one backward pass through the activations, and no parameter's gradient is
-summed over examples, stored or communicated. Forward mode takes two passes for each direction.
+``watched`` reads the gradient of a layer's output; ``read`` and ``along`` the derivatives of each
+example's loss along directions in parameter space. Where an output y = f(p, x) is linear in its
+parameter p, a step ε along a direction s adds ε f(s, x) to it, and ε Σ (∂ℓ/∂y) f(s, x) to the loss:
+a sum over the example's own tokens. So the parameters read every direction in one backward pass
+through the activations, and no parameter's gradient is stored or communicated. Forward mode takes
+two passes for each direction.
 """
 
 import functools
@@ -17,23 +19,35 @@ from flax import linen as nn
 DIRECTIONS, STEPS = "directions", "steps"
 
 
+@jax.custom_vjp
+def watched(y: jax.Array, perturbation: jax.Array) -> jax.Array:
+    """``y``; the derivative in the perturbation, which must be zeros, is that in ``y``.
+
+    Never added, so never held: zeros for all layers are as large as all the gradients.
+    """
+    return y
+
+
+watched.defvjp(lambda y, perturbation: (y, None), lambda _, g: (g, g))
+
+
 class Directions(NamedTuple):
     """Where to read derivatives.
 
     Attributes:
       tangents: like the parameters, or some of them, with a leading axis of R directions.
-      steps_RxBxU: zeros; the loss's derivative in them is what is asked for. By token (U = T), or
-        summed over each row (U = 1), which is cheaper: a row's gradient is formed, one layer and
-        one parameter at a time, and multiplied with all directions.
+      steps: zeros [R, B, U]; the loss's derivative in them is what is asked for. By token (U = T),
+        or summed over each row (U = 1), which is cheaper: a row's gradient is formed, one layer
+        and one parameter at a time, and multiplied with all directions.
     """
 
     tangents: Any
-    steps_RxBxU: jax.Array
+    steps: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
         """Collections for ``Decoder.apply``, beside its parameters."""
-        steps = jax.tree.map(lambda _: self.steps_RxBxU, self.tangents)
+        steps = jax.tree.map(lambda _: self.steps, self.tangents)
         return {DIRECTIONS: self.tangents, STEPS: steps}
 
 
