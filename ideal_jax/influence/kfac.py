@@ -77,15 +77,16 @@ def factor_sums(
     """The factors' sums over one batch."""
     taps, w_B = _tapped(problem, fisher, params, key, batch)
     readers = input_owners(problem)
+    assert problem.taps is not None
+    real_BxT = problem.taps.mask(batch)
 
     def moment(x: jax.Array) -> jax.Array:
-        return placement.spread(_second_moment(x, max_factor))
+        return placement.spread(_second_moment(x, real_BxT, max_factor))
 
-    assert problem.taps is not None
     return Factors(
         inputs={name: moment(taps[name][0]) for name in dict.fromkeys(readers.values())},
         outputs={name: moment(g) for name, (_, g) in taps.items()},
-        positions=jnp.sum(wide(problem.taps.mask(batch))),
+        positions=jnp.sum(wide(real_BxT)),
         weight=jnp.sum(wide(w_B)),
     )
 
@@ -160,10 +161,13 @@ def eigenvalue_sums(
 ) -> dict[str, jax.Array]:
     """Σ_x (Q_Aᵀ ∇W(x) Q_G)² over one batch, [L, I, O] for each layer."""
     taps, _ = _tapped(problem, fisher, params, key, batch)
+    assert problem.taps is not None
+    real_BxT = problem.taps.mask(batch)
 
     def layer(operands: tuple[jax.Array, ...]) -> jax.Array:
         a_BxTxI, g_BxTxO, q_a, q_g = operands
-        a_BxTxI, g_BxTxO = _rotate(wide(a_BxTxI), q_a), _rotate(wide(g_BxTxO), q_g)
+        a_BxTxI = _rotate(_real(a_BxTxI, real_BxT), q_a)
+        g_BxTxO = _rotate(_real(g_BxTxO, real_BxT), q_g)
         gradients = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
         return jnp.sum(jnp.square(gradients), axis=0)
 
@@ -241,9 +245,10 @@ def input_owners(problem: Problem) -> dict[str, str]:
 def _tapped(
     problem: Problem, fisher: str, params: Tree, key: jax.Array, batch: Batch
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel, zero at padding; w_B.
+    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel; w_B.
 
-    In the model's dtype: those of all layers exist at a time, and are widened layer by layer.
+    As the model has them: those of all layers exist at a time, and what becomes of them, ``_real``
+    to begin with, is done layer by layer.
     """
     taps = problem.taps
     assert taps is not None
@@ -255,16 +260,20 @@ def _tapped(
 
     zeros = taps.zeros(params, batch)
     gradients, (inputs, out) = jax.grad(loss, has_aux=True)(zeros)
-    real_BxTx1 = taps.mask(batch)[:, :, None]
 
-    def clean(x: jax.Array, layer: TapLayer) -> jax.Array:
-        return jnp.where(real_BxTx1, x if layer.scanned else x[None], 0)
+    def stacked(x: jax.Array, layer: TapLayer) -> jax.Array:
+        return x if layer.scanned else x[None]
 
     pairs = {
-        layer.leaf: (clean(inputs[layer.name], layer), clean(gradients[layer.name], layer))
+        layer.leaf: (stacked(inputs[layer.name], layer), stacked(gradients[layer.name], layer))
         for layer in taps.layers
     }
     return pairs, problem.loss(out, batch)[1]
+
+
+def _real(x_BxTxI: jax.Array, real_BxT: jax.Array) -> jax.Array:
+    """In at least float32, and zero at padding."""
+    return jnp.where(real_BxT[..., None], wide(x_BxTxI), 0)
 
 
 def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.Array) -> Batch:
@@ -275,13 +284,14 @@ def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.A
     return problem.sample_labels(jax.lax.stop_gradient(out), batch, key)
 
 
-def _second_moment(x_LxBxTxI: jax.Array, max_factor: int) -> jax.Array:
-    """Σ x xᵀ over rows and positions, [L, k, b, b]."""
-    block = block_width(x_LxBxTxI.shape[-1], max_factor)
+def _second_moment(x_LxBxTxI: jax.Array, real_BxT: jax.Array, max_factor: int) -> jax.Array:
+    """Σ x xᵀ over rows and real positions, [L, k, b, b]."""
+    width = x_LxBxTxI.shape[-1]
+    block = block_width(width, max_factor)
 
     def layer(x_BxTxI: jax.Array) -> jax.Array:
-        x = wide(x_BxTxI).reshape(*x_BxTxI.shape[:-1], -1, block)
-        return jnp.einsum("BTkb,BTkc->kbc", x, x, precision=_EXACT)
+        x = _real(x_BxTxI, real_BxT).reshape(-1, width // block, block)
+        return jnp.einsum("nkb,nkc->kbc", x, x, precision=_EXACT)
 
     return jax.lax.map(layer, x_LxBxTxI)
 

@@ -79,8 +79,8 @@ def example_scores(
 ) -> Scores:
     """vᵀ∇ℓ(x) for every example x and every tangent v on the leading axis of ``tangents``.
 
-    By ``Problem.scores``; without it in forward mode: the primal is computed once a batch, no
-    residuals are kept, no gradient exists.
+    By ``Problem.scores`` where there is one. Without it, and for a single tangent, in forward mode:
+    the primal is computed once a batch, no residuals are kept, no gradient exists.
     """
     placement = Placement.of(params)
     progress(phase, 0, len(sample.batches))
@@ -119,7 +119,8 @@ def batch_scores(
     problem: Problem | LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """(vᵀ∇ℓ [r, B], w_B) of one batch."""
-    if isinstance(problem, Problem) and problem.scores is not None:
+    several = len(jax.tree.leaves(tangents)[0]) > 1
+    if several and isinstance(problem, Problem) and problem.scores is not None:
         return placement.replicated(problem.scores(params, tangents, batch))
     loss_fn = example_loss(problem)
 
