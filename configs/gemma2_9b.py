@@ -6,7 +6,7 @@
 
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
-    v5p:2x2x4  30.6 of  88.4 GiB,  3.32 s/step,  78,963 tokens/s, MFU 62%, run  0.9 h
+    v5p:2x2x4  65.0 of  88.4 GiB,  3.32 s/step,  78,963 tokens/s, MFU 62%, run  0.7 h
     v5e:4x8    14.5 of  14.9 GiB,  4.63 s/step,  56,670 tokens/s, MFU 52%, run  2.0 h
     v6e:4x4    29.1 of  29.8 GiB,  2.50 s/step, 104,949 tokens/s, MFU 41%, run  1.0 h
     h100:8     61.2 of  74.4 GiB,  5.47 s/step,  47,930 tokens/s, MFU 35%, run  1.3 h
@@ -32,7 +32,7 @@ _MACHINES: dict[str, dict] = {
         "influence.layer_groups": 2,
         "influence.max_factor": 4096,
     },
-    "v5p": {"training.micro_batches": 2},
+    "v5p": {"training.micro_batches": 2, "influence.tangents": 0},
     "h100": {"training.micro_batches": 8, "influence.layer_groups": 2},
     "h200": {"training.micro_batches": 4},
 }

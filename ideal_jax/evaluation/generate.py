@@ -24,13 +24,9 @@ def make_generate(model: Decoder, *, max_new_tokens: int, end_id: int) -> Callab
         B, T = prompts_BxT.shape
         cache = empty_cache(model.cfg, B, T + max_new_tokens)
 
-        def decode(tokens_BxT: jax.Array, positions_BxT: jax.Array, cache: Any) -> Any:
-            variables = {"params": params}
-            return model.apply(variables, tokens_BxT, positions_BxT, cache, method=Decoder.decode)
-
-        logits, cache = decode(prompts_BxT, jnp.broadcast_to(jnp.arange(T), (B, T)), cache)
-        last = jnp.take_along_axis(logits, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        first_B = jnp.argmax(last, axis=-1)
+        apply: Any = functools.partial(model.apply, {"params": params})
+        logits_BxV, cache = apply(prompts_BxT, lengths_B, cache, method=Decoder.prefill)
+        first_B = jnp.argmax(logits_BxV, axis=-1)
         out_BxN = jnp.full((B, max_new_tokens), end_id, prompts_BxT.dtype)
 
         def going(carry: Any) -> jax.Array:
@@ -40,7 +36,8 @@ def make_generate(model: Decoder, *, max_new_tokens: int, end_id: int) -> Callab
         def step(carry: Any) -> Any:
             n, next_B, out_BxN, cache = carry
             out_BxN = out_BxN.at[:, n].set(next_B)
-            logits, cache = decode(next_B[:, None], (lengths_B + n)[:, None], cache)
+            here_Bx1 = (lengths_B + n)[:, None]
+            logits, cache = apply(next_B[:, None], here_Bx1, cache, method=Decoder.decode)
             new_B = jnp.argmax(logits[:, 0], axis=-1)
             return n + 1, jnp.where(next_B == end_id, end_id, new_B), out_BxN, cache
 

@@ -4,6 +4,7 @@ Losses are per example, one or several in a row (``data.packed_batches``). What 
 of an example, the curvature, wants one in a row (``data.example_batches``).
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -102,6 +103,10 @@ def _by_example(x_BxT: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
+    # What is tapped fills the memory: where training recomputes something, this recomputes all.
+    remat = "none" if model.cfg.remat == "none" else "full"
+    model = Decoder(dataclasses.replace(model.cfg, remat=remat), model.origin)
+
     def zeros(params: Any, batch: Batch) -> dict[str, jax.Array]:
         def init() -> Any:
             return model.init(jax.random.key(0), batch["tokens"])["perturbations"]

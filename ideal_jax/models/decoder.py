@@ -30,13 +30,14 @@ class Where(NamedTuple):
     """Where the tokens stand, the same for all layers.
 
     Attributes:
-      queries, keys: the tokens, and those that they may attend to.
+      queries: the tokens.
+      keys: those in the cache that they may attend to; None: one another.
       rotation: of the queries. Computed here: inside a layer XLA takes sines for every head.
       local_rotation: that of layers with a rope of their own, if there are any.
     """
 
     queries: Places
-    keys: Places
+    keys: Places | None
     rotation: Rotation
     local_rotation: Rotation | None
 
@@ -187,14 +188,18 @@ class Attention(nn.Module):
         k_BxTxKxH = attention.rotate(k_BxTxKxH, rotation)
         if cache is not None:
             rows, slots = jnp.arange(B)[:, None], where.queries.positions
-            k_BxTxKxH = cache["k"].at[rows, slots].set(k_BxTxKxH)
-            v_BxTxKxH = cache["v"].at[rows, slots].set(v_BxTxKxH)
-            cache = {"k": k_BxTxKxH, "v": v_BxTxKxH}
+            cache = {
+                "k": cache["k"].at[rows, slots].set(k_BxTxKxH),
+                "v": cache["v"].at[rows, slots].set(v_BxTxKxH),
+            }
+        kernel, keys = c.attention, where.queries
+        if where.keys is not None:
+            assert cache is not None
+            kernel, keys, k_BxTxKxH, v_BxTxKxH = "xla", where.keys, cache["k"], cache["v"]
         # Initialising, on one short row, is no work for a kernel that splits rows over a mesh.
-        kernel = c.attention if cache is None and not self.is_initializing() else "xla"
-        window = kind.get("window")
+        kernel = "xla" if self.is_initializing() else kernel
         y_BxTxNxH = kernels.attend(
-            c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, where.queries, where.keys, window
+            c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, where.queries, keys, kind.get("window")
         )
         y = checkpoint_name(y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim), "attention")
         o = Dense(c.d_model, ("heads", "embed"), c, c.o_bias, init=_residual_init(c), name="o")
@@ -307,18 +312,30 @@ class Decoder(nn.Module):
         if segments_BxT is None:
             segments_BxT = jnp.zeros_like(tokens_BxT)
         here = Places(positions_BxT, segments_BxT)
-        x_BxTxD, _ = self.layers(
-            self._embed(tokens_BxT), None, self._kinds(), self._where(here, here)
-        )
+        x_BxTxD, _ = self.layers(self._embed(tokens_BxT), None, self._kinds(), self._where(here))
         return self.final_norm(x_BxTxD)
+
+    def prefill(
+        self, tokens_BxT: jax.Array, lengths_B: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Logits BxV behind prompts that fill an empty cache; row b is ``tokens[b, :lengths[b]]``.
+
+        Padding to the right of a prompt is harmless: the tokens that ``decode`` appends overwrite
+        it before anything can attend to it.
+        """
+        positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
+        where = self._where(Places(positions_BxT, jnp.zeros_like(tokens_BxT)))
+        new: Any
+        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, self._kinds(), where)
+        last_Bx1xD = jnp.take_along_axis(x_BxTxD, (lengths_B - 1)[:, None, None], axis=1)
+        return self._logits(self.final_norm(last_Bx1xD))[:, 0], new
 
     def decode(
         self, tokens_BxT: jax.Array, positions_BxT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """Logits BxTxV of tokens appended to a cache (``empty_cache``) of earlier ones.
 
-        A token sees the cache slots up to its own position, so padding to the right of a prompt
-        is harmless: later tokens overwrite it before anything can attend to it.
+        A token sees the cache slots up to its own position.
         """
         slots = jnp.arange(cache["k"].shape[2])[None]
         queries = Places(positions_BxT, jnp.zeros_like(positions_BxT))
@@ -336,7 +353,7 @@ class Decoder(nn.Module):
         reach = [window or np.iinfo(np.int32).max for window in windows]
         return {"window": jnp.asarray(reach, jnp.int32), "local": jnp.asarray(windows) > 0}
 
-    def _where(self, queries: Places, keys: Places) -> Where:
+    def _where(self, queries: Places, keys: Places | None = None) -> Where:
         c, at = self.cfg, queries.positions
         wide = jnp.promote_types(c.dtype, jnp.float32)
         everywhere = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)

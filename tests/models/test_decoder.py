@@ -80,6 +80,28 @@ def test_the_cache_changes_nothing():
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("attention", ["xla", "blocked"])
+@pytest.mark.parametrize("windows", [(), (3, 0)])
+def test_prompts_of_any_length_fill_the_cache(attention, windows):
+    local = 100.0 if windows else 0.0
+    model, params = build(attention=attention, windows=windows, local_rope_theta=local)
+    tokens_BxT, lengths = random_tokens((2, 9)), [7, 4]
+    cache = empty_cache(model.cfg, 2, 9)
+    found, cache = model.apply(
+        {"params": params}, tokens_BxT[:, :7], jnp.asarray(lengths), cache, method=Decoder.prefill
+    )
+    after = jnp.asarray([[7], [4]])
+    more, _ = model.apply(
+        {"params": params}, tokens_BxT[:, 7:8], after, cache, method=Decoder.decode
+    )
+    for row, length in enumerate(lengths):
+        prompt = tokens_BxT[row : row + 1, :length]
+        longer = jnp.concatenate([prompt, tokens_BxT[row : row + 1, 7:8]], axis=1)
+        expected = model.apply({"params": params}, longer)[0]
+        np.testing.assert_allclose(found[row], expected[-2], atol=3e-6)
+        np.testing.assert_allclose(more[row, 0], expected[-1], atol=3e-6)
+
+
 def test_taps_rebuild_the_gradient_of_every_dense_layer():
     model, params = build(tie_embeddings=False, remat="full")
     tokens_BxT = random_tokens((2, 6))

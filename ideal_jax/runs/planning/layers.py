@@ -54,7 +54,10 @@ def repeated_flops(cfg: DecoderConfig, tokens: float, seen: float, parts: tuple[
 
 
 def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
-    """The dense layers with Kronecker factors, as ``decoder_problem`` chooses them."""
+    """The dense layers with Kronecker factors, as ``decoder_problem`` chooses them.
+
+    Those that read the same input come one after the other.
+    """
     shapes = dict(dense_layers(cfg))
     if cfg.lora is not None:
         rank = cfg.lora.rank
@@ -65,9 +68,10 @@ def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
         shapes["head"] = (cfg.d_model, cfg.padded_vocab)
     pattern = {"all": "", "mlp": "/mlp/"}.get(layers, layers)
     found, inputs = [], set()
-    for path, (i, o) in sorted(shapes.items()):
+    reads = {path: re.sub("/(q|k|v|gate|up)(/lora_a)?$", "/normalised", path) for path in shapes}
+    for path in sorted(shapes, key=lambda path: (reads[path], path)):
         if re.search(pattern, path):
-            read = re.sub("/(q|k|v|gate|up)(/lora_a)?$", "/normalised", path)
+            (i, o), read = shapes[path], reads[path]
             blocks = block_width(i, max_factor), block_width(o, max_factor)
             count = cfg.n_layers if path.startswith("layers/") else 1
             found.append(Matrix(count, i, o, blocks, read not in inputs))

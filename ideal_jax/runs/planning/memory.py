@@ -4,7 +4,9 @@ Of a matrix each device has 1/(fsdp · tensor), of the rows 1/(replica · fsdp).
 has its parameters gathered and everything that its backward pass needs at hand.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ideal_jax.runs import cost
@@ -115,12 +117,12 @@ def _params(s: Setting) -> float:
     return held * s.param_bytes / (s.fsdp * s.tensor)
 
 
-def _gathered(s: Setting, *, gradients: bool) -> float:
+def _gathered(s: Setting, *, gradients: bool, head: bool = True) -> float:
     """Two blocks (one at work, one on its way) and the output matrix, in the activations' dtype."""
     block = layers.layer_scalars(s.cfg) * s.activation_bytes / s.tensor
-    head = s.cfg.d_model * s.cfg.padded_vocab * s.activation_bytes / s.tensor
+    last = s.cfg.d_model * s.cfg.padded_vocab * s.activation_bytes / s.tensor * head
     split = s.fsdp > 1 or s.param_bytes != s.activation_bytes
-    return (2 * block + head) * split + (block + head) * (gradients and s.fsdp > 1)
+    return (2 * block + last) * split + (block + last) * (gradients and s.fsdp > 1)
 
 
 def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
@@ -141,13 +143,14 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     }
     if s.influence.estimator in cost.KRONECKER:
         found |= _curvature(s, a, trained, wide)
+    # One tangent is scored in forward mode, several in reverse, gathered one at a time.
+    kept = {"activations": _activations(s, tokens)} if r > 1 else {}
     found["score"] = {
         "params": params,
         # From the references' side the mean gradients of all domains are at hand.
         "vectors": (a.domains + r) * trained,
         "curvature": found.get("solve", {}).get("curvature", 0.0),
-        "activations": _activations(s, tokens),
-        # A direction at a time is gathered like the parameters.
+        **kept,
         "gathered": 2 * _gathered(s, gradients=False),
         "at work": max(1.5 * wide, 3 * logits),
     }
@@ -157,19 +160,12 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
 def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str, Bytes]:
     """Factors, their eigenvectors and eigenvalues; groups of layers are fitted one by one."""
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
-    tokens, groups = s.influence_rows * s.length, s.influence.layer_groups
+    groups = s.influence.layer_groups
     squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
     spread = squares * _WIDE / s.topology.devices
     kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / (s.fsdp * s.tensor)
-    read = sum(m.layers * width for m in matrices for width, _ in m.sides)
-    taps = tokens * read * s.activation_bytes / s.tensor
     done = (spread + kernels) * (1 - 1 / groups)
-    batch = {
-        "params": _params(s),
-        "activations": taps / groups,
-        "gathered": _gathered(s, gradients=False),
-        "at work": max(2 * wide, _logits(s, tokens, 3)),
-    }
+    batch = {"params": _params(s), **_taps(s, matrices, wide)}
     largest = max(block for m in matrices for _, block in m.sides)
     return {
         "curvature": {**batch, "curvature": done + 2 * spread / groups},
@@ -188,12 +184,43 @@ def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str,
     }
 
 
+def _taps(s: Setting, matrices: Sequence[cost.Matrix], wide: float) -> Bytes:
+    """What a pass over the largest group of layers keeps, when it differentiates the loss of its
+    logits and of the model's labels, or when it has come back to the first block."""
+    tokens = s.influence_rows * s.length
+    each = tokens * s.activation_bytes / s.tensor
+    remat = "none" if s.cfg.remat == "none" else "full"
+    kept = s.cfg.n_layers * tokens * saved(s._replace(cfg=dataclasses.replace(s.cfg, remat=remat)))
+    heads, blocks = _gathered(s, gradients=False), _gathered(s, gradients=False, head=False)
+    found = []
+    for inputs, gradients in _read(matrices, s.influence.layer_groups):
+        at_loss = (kept + each * inputs, heads, _logits(s, tokens, 4))
+        at_first = (kept + each * (inputs + gradients), blocks, 2 * wide)
+        found += [at_loss, at_first]
+    most = max(found, key=sum)
+    return dict(zip(("activations", "gathered", "at work"), most, strict=True))
+
+
+def _read(matrices: Sequence[cost.Matrix], groups: int) -> list[tuple[int, int]]:
+    """Inputs and output gradients of a token that each group of layers reads."""
+    by_input: list[tuple[int, int]] = []
+    for m in matrices:
+        if m.owns_input:
+            by_input.append((m.layers * m.inputs, m.layers * m.outputs))
+        else:
+            inputs, gradients = by_input[-1]
+            by_input[-1] = inputs, gradients + m.layers * m.outputs
+    each = math.ceil(len(by_input) / groups)
+    parts = [by_input[k : k + each] for k in range(0, len(by_input), each)]
+    return [(sum(i for i, _ in part), sum(g for _, g in part)) for part in parts]
+
+
 def _generation(s: Setting, a: Amounts) -> Bytes:
-    rows, slots = math.ceil(s.eval_batch / s.ways), a.prompt_tokens + a.new_tokens
+    rows, prompt = math.ceil(s.eval_batch / s.ways), s.length  # the longest there may be
     heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
     return {
         "params": _params(s),
-        "cache": 2.0 * rows * slots * s.cfg.n_layers * heads,
+        "cache": 2.0 * rows * (prompt + a.new_tokens) * s.cfg.n_layers * heads,
         "gathered": _gathered(s, gradients=False),
-        "at work": _logits(s, rows * a.prompt_tokens, 2),
+        "at work": rows * prompt * _tape(s),
     }

@@ -97,16 +97,26 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
         solve = cost.solve_flops(matrices, 2.0 * a.domains) / s.topology.devices
         found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
         found["solve"] = Work(exact_flops=solve, executions=a.updates)
-    # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
-    again = layers.repeated_flops(s.cfg, each, s.length, layers.REPEATED[s.cfg.remat])
-    score = cost.score_flops(s.cfg, s.length, each, a.tangents, packed=a.packed)
-    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * layers.trained_scalars(s.cfg)
-    found["score"] = gradient._replace(
-        flops=(score + again) / s.tensor,
-        fsdp_bytes=read * s.activation_bytes / s.tensor * _share(s.fsdp),
-        executions=math.ceil(a.domains / a.tangents) * batches(a.scored),
+    found["score"] = _scores(s, a, each)._replace(
+        executions=math.ceil(a.domains / a.tangents) * batches(a.scored)
     )
     return found
+
+
+def _scores(s: Setting, a: Amounts, tokens: float) -> Work:
+    """Derivatives along tangents: one in forward mode, several in reverse."""
+    if a.tangents == 1:
+        forward = _pass(s, tokens, s.length, (), gradients=False)
+        return Work(*(3 * x for x in forward))._replace(tensor_bytes=2 * forward.tensor_bytes)
+    # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
+    parts = layers.REPEATED[s.cfg.remat]
+    again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
+    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * layers.trained_scalars(s.cfg)
+    score = cost.score_flops(s.cfg, s.length, tokens, a.tangents, packed=a.packed)
+    return _pass(s, tokens, s.length, parts, gradients=True)._replace(
+        flops=(score + again) / s.tensor,
+        fsdp_bytes=read * s.activation_bytes / s.tensor * _share(s.fsdp),
+    )
 
 
 def seen(s: Setting) -> float:
