@@ -10,7 +10,7 @@ from rich.table import Table
 from ideal_jax.runs.planning.forecast import MFU
 from ideal_jax.runs.planning.search import Candidate
 
-_GIB = 2**30
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 _SHOWN = 8
 _SHORT = {
     "params": "param",
@@ -31,23 +31,24 @@ def print_plan(console: Console, plan: Mapping[str, Any], price: float) -> None:
     adapters = f", {trained / 1e6:,.0f} M trained" if trained != plan["parameters"] else ""
     console.print(
         f"{plan['devices']} × {plan['chip']} ({plan['topology']}),"
-        f" {plan['parameters'] / 1e9:.2f} G parameters{adapters}"
+        f" {plan['parameters'] / 1e6:,.1f} M parameters{adapters}"
     )
     console.print(mesh, soft_wrap=True)
     console.print(_memory(plan))
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
+    unit, size = _unit(plan["needed_bytes"])
     console.print(
-        f"{verdict}: {plan['fullest']} needs {plan['needed_bytes'] / _GIB:.1f} of "
-        f"{plan['usable_bytes'] / _GIB:.1f} GiB; largest training batch that fits this mesh: "
+        f"{verdict}: {plan['fullest']} needs {plan['needed_bytes'] / size:.1f} of "
+        f"{plan['usable_bytes'] / size:,.1f} {unit}; largest training batch that fits this mesh: "
         f"{plan['largest_batch']} rows",
         soft_wrap=True,
     )
     step = plan["step"]
     sent = sum(step["collective_bytes_per_device"].values())
     console.print(
-        f"training step: {step['seconds']:.2f} s, {step['tokens_per_second']:,.0f} tokens/s, "
+        f"training step: {step['seconds']:.3g} s, {step['tokens_per_second']:,.0f} tokens/s, "
         f"MFU {step['mfu']:.1%}; {step['flops_per_device']:.3g} FLOPs, "
-        f"{step['hbm_bytes_per_device'] / _GIB:.0f} GiB of memory traffic and {sent / _GIB:.1f} GiB"
+        f"{_told(step['hbm_bytes_per_device'])} of memory traffic and {_told(sent)}"
         f" of collectives a device (efficiency of the matrix unit: {plan['efficiency']:.3f})",
         soft_wrap=True,
     )
@@ -57,31 +58,30 @@ def print_plan(console: Console, plan: Mapping[str, Any], price: float) -> None:
 
 def print_compiled(console: Console, compiled: Sequence[Mapping[str, Any]]) -> None:
     """Prints what the compiler allots, beside nothing else."""
-    table = _table("compiled ahead of time, one device", "program", "compile s", "arguments GiB")
-    for column in ("temporaries GiB", "peak GiB", "FLOPs", "collectives GiB", "fits"):
+    unit, size = _unit(max((row["peak_bytes"] for row in compiled), default=0))
+    table = _table(f"compiled ahead of time, one device, {unit}", "program", "seconds")
+    for column in ("arguments", "temporaries", "peak", "collectives", "FLOPs", "fits"):
         table.add_column(column, justify="right")
     for row in compiled:
+        sent = row["collective_bytes"]
         table.add_row(
             row["name"],
             f"{row['seconds']:.0f}",
-            f"{row['argument_bytes'] / _GIB:.2f}",
-            f"{row['temp_bytes'] / _GIB:.2f}",
-            f"{row['peak_bytes'] / _GIB:.2f}",
+            f"{row['argument_bytes'] / size:.2f}",
+            f"{row['temp_bytes'] / size:.2f}",
+            f"{row['peak_bytes'] / size:.2f}",
+            "–" if sent is None else f"{sum(sent.values()) / size:.2f}",
             f"{row['flops']:.3g}",
-            _collectives(row["collective_bytes"]),
             "yes" if row["fits"] else "no",
         )
     console.print(table)
 
 
-def _collectives(found: Mapping[str, int] | None) -> str:
-    return "–" if found is None else f"{sum(found.values()) / _GIB:.2f}"
-
-
 def print_candidates(console: Console, found: Sequence[Candidate]) -> None:
     """Prints the best settings that a search found."""
     table = _table("search: the fastest that fit, by formula", "replica × fsdp × tensor")
-    for column in ("remat", "micro-batches", "GiB", "s/step", "MFU"):
+    unit, size = _unit(max(c.room.needed for c in found[:_SHOWN]))
+    for column in ("remat", "micro-batches", unit, "s/step", "MFU"):
         table.add_column(column, justify="right")
     for c in found[:_SHOWN]:
         s = c.setting
@@ -89,20 +89,32 @@ def print_candidates(console: Console, found: Sequence[Candidate]) -> None:
             f"{s.replica} × {s.fsdp} × {s.tensor}",
             s.cfg.remat,
             str(s.micro_batches),
-            f"{c.room.needed / _GIB:.1f}",
-            f"{c.seconds:.2f}",
+            f"{c.room.needed / size:.1f}",
+            f"{c.seconds:.3g}",
             f"{c.mfu:.1%}",
         )
     console.print(table)
 
 
+def _unit(largest: float) -> tuple[str, int]:
+    """The largest unit of which there is at least one; its bytes."""
+    found = next((unit for unit, size in _UNITS.items() if largest >= size), "KiB")
+    return found, _UNITS[found]
+
+
+def _told(count: float) -> str:
+    unit, size = _unit(count)
+    return f"{count / size:,.1f} {unit}"
+
+
 def _memory(plan: Mapping[str, Any]) -> Table:
     classes = list(dict.fromkeys(kind for phase in plan["memory"].values() for kind in phase))
     heads = (_SHORT.get(kind, kind) for kind in classes)
-    table = _table("memory of one device by formula, GiB", "program", *heads, "all")
+    unit, size = _unit(plan["needed_bytes"])
+    table = _table(f"memory of one device by formula, {unit}", "program", *heads, "all")
     for name, phase in plan["memory"].items():
-        cells = [f"{phase[kind] / _GIB:.1f}" if kind in phase else "" for kind in classes]
-        table.add_row(name, *cells, f"{sum(phase.values()) / _GIB:.1f}")
+        cells = [f"{phase[kind] / size:.1f}" if kind in phase else "" for kind in classes]
+        table.add_row(name, *cells, f"{sum(phase.values()) / size:.1f}")
     return table
 
 
