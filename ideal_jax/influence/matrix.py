@@ -2,7 +2,7 @@
 
     A_ij = ∂Q_i/∂β_j = −(1/W) Σ_{x∈D_j} s_iᵀ (∇ℓ(x) − w(x) ∇L_0),   s_i = (H + λI)⁻¹ ∇Q_i
 
-One reverse pass over the references gives ∇Q_i, the estimator s_i, one forward-mode pass over the
+One reverse pass over the references gives ∇Q_i, the estimator s_i, one pass of scores over the
 training sample every s_iᵀ∇ℓ(x). For the reference sets' part of the error the same is done from the
 other side: t_j = (H + λI)⁻¹ ∂_{β_j}∇L_β and one pass over references, −t_jᵀ∇ℓ(x).
 """
@@ -192,7 +192,7 @@ def estimate(
         is in doubt. All R solutions are then kept, so ``tangents`` saves no memory; and gradients
         are taken over all these examples, scored or not.
       spread: reference examples, at least two each, whose scores tell the references' part of the
-        error; None: all of them. They cost 1 + 2n forward passes.
+        error; None: all of them. They are scored along n tangents.
       confidence: level of the bootstrap intervals, and at which a sign counts as known.
       progress: called with (phase, done, total): 0 first, and total when its results are there.
 

@@ -97,8 +97,8 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention BxTxNxH with grouped heads, softmax in float32 or wider.
 
-    Pure JAX, so it has a forward mode: fused kernels (splash, cuDNN) have none, and influence
-    scores are forward-mode derivatives.
+    Pure JAX, so it has a forward mode, which exact curvature and a single tangent's scores take:
+    fused kernels (splash, cuDNN) have none.
 
     Args:
       scale: of the scores.
