@@ -23,7 +23,8 @@ from ideal_jax.models.readings import DIRECTIONS, STEPS, Directions, read, watch
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
-Kind = dict[str, jax.Array]  # what differs between layers: {"window": L, "local": L} or nothing
+Carry = tuple[jax.Array, Cache | None]  # from layer to layer: x_BxTxD and the cache of all layers
+Kind = dict[str, jax.Array]  # what differs between layers: {"layer": L, "window": L, "local": L}
 
 
 class Where(NamedTuple):
@@ -163,7 +164,7 @@ class Attention(nn.Module):
     def __call__(
         self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, where: Where
     ) -> tuple[jax.Array, Cache | None]:
-        """Returns the layer's output BxTxD and its new cache (BxCxKxH without the axis L)."""
+        """Returns the layer's output BxTxD and the cache with its keys and values."""
         c = self.cfg
         B, T, _ = x_BxTxD.shape
         q = Dense(c.n_heads * c.head_dim, ("embed", "heads"), c, c.qkv_bias, name="q")(x_BxTxD)
@@ -186,16 +187,13 @@ class Attention(nn.Module):
             )
         q_BxTxNxH = attention.rotate(q_BxTxNxH, rotation)
         k_BxTxKxH = attention.rotate(k_BxTxKxH, rotation)
-        if cache is not None:
-            rows, slots = jnp.arange(B)[:, None], where.queries.positions
-            cache = {
-                "k": cache["k"].at[rows, slots].set(k_BxTxKxH),
-                "v": cache["v"].at[rows, slots].set(v_BxTxKxH),
-            }
         kernel, keys = c.attention, where.queries
+        if cache is not None:
+            cache = _written(cache, kind["layer"], k_BxTxKxH, v_BxTxKxH, where)
         if where.keys is not None:
             assert cache is not None
-            kernel, keys, k_BxTxKxH, v_BxTxKxH = "xla", where.keys, cache["k"], cache["v"]
+            kernel, keys = "xla", where.keys
+            k_BxTxKxH, v_BxTxKxH = cache["k"][kind["layer"]], cache["v"][kind["layer"]]
         # Initialising, on one short row, is no work for a kernel that splits rows over a mesh.
         kernel = "xla" if self.is_initializing() else kernel
         y_BxTxNxH = kernels.attend(
@@ -222,23 +220,37 @@ class MLP(nn.Module):
         return down(_ACTIVATIONS[c.activation](gate_BxTxF) * up_BxTxF)
 
 
+def _written(
+    cache: Cache, layer: jax.Array, k_BxTxKxH: jax.Array, v_BxTxKxH: jax.Array, where: Where
+) -> Cache:
+    """The cache with a layer's keys and values, of a prompt or of tokens appended."""
+    B, T = k_BxTxKxH.shape[:2]
+    new = {"k": k_BxTxKxH, "v": v_BxTxKxH}
+    if where.keys is None:
+        return {name: cache[name].at[layer, :, :T].set(x) for name, x in new.items()}
+    rows, slots = jnp.arange(B)[:, None], where.queries.positions
+    return {name: cache[name].at[layer, rows, slots].set(x) for name, x in new.items()}
+
+
 class Block(nn.Module):
-    """One layer, in the (carry, scanned) form of ``nn.scan``."""
+    """One layer, in the (carry, scanned) form of ``nn.scan``.
+
+    The cache is carried, so that a loop over tokens writes their keys and values in place.
+    """
 
     cfg: DecoderConfig
 
     @nn.compact
-    def __call__(
-        self, x_BxTxD: jax.Array, cache: Cache | None, kind: Kind, where: Where
-    ) -> tuple[jax.Array, Cache | None]:
-        """Adds attention and MLP to the residual stream; returns (x, the layer's cache)."""
+    def __call__(self, carry: Carry, kind: Kind, where: Where) -> tuple[Carry, None]:
+        """Adds attention and MLP to the residual stream."""
+        x_BxTxD, cache = carry
         x_BxTxD = checkpoint_name(x_BxTxD, "block_input")
         y, cache = Attention(self.cfg, name="attention")(
             self._norm("attention_norm", x_BxTxD), cache, kind, where
         )
         x_BxTxD = self._add(x_BxTxD, y, "attention_post_norm")
         y = MLP(self.cfg, name="mlp")(self._norm("mlp_norm", x_BxTxD))
-        return self._add(x_BxTxD, y, "mlp_post_norm"), cache
+        return (self._add(x_BxTxD, y, "mlp_post_norm"), cache), None
 
     def _norm(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
         return RMSNorm(self.cfg, name=name)(x_BxTxD)
@@ -275,7 +287,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, "taps": 0, "perturbations": 0, DIRECTIONS: 1},
             variable_broadcast=STEPS,
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, nn.broadcast),
             length=c.n_layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -312,7 +324,7 @@ class Decoder(nn.Module):
         if segments_BxT is None:
             segments_BxT = jnp.zeros_like(tokens_BxT)
         here = Places(positions_BxT, segments_BxT)
-        x_BxTxD, _ = self.layers(self._embed(tokens_BxT), None, self._kinds(), self._where(here))
+        x_BxTxD, _ = self._run(tokens_BxT, None, self._where(here))
         return self.final_norm(x_BxTxD)
 
     def prefill(
@@ -325,8 +337,7 @@ class Decoder(nn.Module):
         """
         positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
         where = self._where(Places(positions_BxT, jnp.zeros_like(tokens_BxT)))
-        new: Any
-        x_BxTxD, new = self.layers(self._embed(tokens_BxT), cache, self._kinds(), where)
+        x_BxTxD, new = self._run(tokens_BxT, cache, where)
         last_Bx1xD = jnp.take_along_axis(x_BxTxD, (lengths_B - 1)[:, None, None], axis=1)
         return self._logits(self.final_norm(last_Bx1xD))[:, 0], new
 
@@ -340,18 +351,18 @@ class Decoder(nn.Module):
         slots = jnp.arange(cache["k"].shape[2])[None]
         queries = Places(positions_BxT, jnp.zeros_like(positions_BxT))
         keys = Places(slots, jnp.zeros_like(slots))
-        new: Any
-        x_BxTxD, new = self.layers(
-            self._embed(tokens_BxT), cache, self._kinds(), self._where(queries, keys)
-        )
+        x_BxTxD, new = self._run(tokens_BxT, cache, self._where(queries, keys))
         return self._logits(self.final_norm(x_BxTxD)), new
 
-    def _kinds(self) -> Kind:
-        windows = self.cfg.windows
-        if not windows:
-            return {}
-        reach = [window or np.iinfo(np.int32).max for window in windows]
-        return {"window": jnp.asarray(reach, jnp.int32), "local": jnp.asarray(windows) > 0}
+    def _run(self, tokens_BxT: jax.Array, cache: Cache | None, where: Where) -> tuple[Any, Any]:
+        """Through all layers: x_BxTxD and the cache."""
+        kinds: Kind = {"layer": jnp.arange(self.cfg.n_layers)}
+        if windows := self.cfg.windows:
+            reach = [window or np.iinfo(np.int32).max for window in windows]
+            kinds["window"] = jnp.asarray(reach, jnp.int32)
+            kinds["local"] = jnp.asarray(windows) > 0
+        carry, _ = self.layers((self._embed(tokens_BxT), cache), kinds, where)
+        return carry
 
     def _where(self, queries: Places, keys: Places | None = None) -> Where:
         c, at = self.cfg, queries.positions
