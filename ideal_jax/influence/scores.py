@@ -82,8 +82,10 @@ def example_scores(
     By ``Problem.scores`` where there is one. Without it, and for a single tangent, in forward mode:
     the primal is computed once a batch, no residuals are kept, no gradient exists.
     """
-    placement = Placement.of(params)
+    placement, count = Placement.of(params), len(jax.tree.leaves(tangents)[0])
     progress(phase, 0, len(sample.batches))
+    if not len(sample.batches):  # a stage may add examples to some domains only
+        return Scores(np.zeros((count, 0)), np.zeros(0))
     rows: list[tuple] = []
     for done, batch in enumerate(sample.batches, start=1):
         rows.append(batch_scores(problem, placement, params, tangents, batch))
