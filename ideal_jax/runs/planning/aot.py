@@ -4,6 +4,7 @@ PyPI's libtpu compiles for any TPU on a machine that has none. What has been com
 cache by the digest of the program, so a plan asked for again costs only the tracing.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,9 +174,24 @@ def _compile(
 
 def _collectives(executable: Any) -> dict[str, int] | None:
     try:
-        return collective_bytes(executable.as_text())
+        with _silent():
+            text = executable.as_text()
     except jax.errors.JaxRuntimeError:  # libtpu has operations that an older jaxlib cannot read
         return None
+    return collective_bytes(text)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what XLA itself writes to the process's stderr: a trace of a hundred lines."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _refused(
