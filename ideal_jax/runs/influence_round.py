@@ -105,6 +105,12 @@ def _estimated(
     allowed = options.budget * round_flops(session, plan)
     tokens = price.affordable(allowed)
     stages = training_stages(session, trained.frozen, state, plan, tokens)
+    # Few examples leave more padding than was allowed for.
+    while len(stages.parts) > 1 and allowed < price.paid(
+        stages.parts, stages.parts, options.iterations
+    ):
+        tokens *= 0.95
+        stages = training_stages(session, trained.frozen, state, plan, tokens)
     matrix, diagnostics = estimate(
         problem,
         trained.params,

@@ -45,3 +45,20 @@ def test_mistakes_are_refused(runs, whole, tmp_path, capsys, overrides, message)
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "w").exists()
+
+
+def test_the_budget_bounds_what_is_paid(runs, whole, tmp_path):
+    def paid(budget):
+        flags = [
+            f"--config.model.init={whole / 'rounds' / '00'}",
+            "--config.influence.fraction=0.0",
+            f"--config.influence.budget={budget!r}",
+        ]
+        workdir = tmp_path / str(budget)
+        assert influence(runs, workdir, *flags) == 0
+        return json.loads((workdir / "influence" / "influence.json").read_text())["flops_share"]
+
+    least, everything = paid(0.01), paid(100.0)  # one stage there must be
+    budget = 0.97 * everything
+    assert least < budget
+    assert least <= paid(budget) <= budget
