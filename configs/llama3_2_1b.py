@@ -8,7 +8,7 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
 
     h100:1     64.7 of  74.4 GiB,  5.75 s/step,  45,603 tokens/s, MFU 36%, run  1.3 h
     h200:1     64.7 of 131.1 GiB,  5.75 s/step,  45,603 tokens/s, MFU 36%, run  1.3 h
-    v5e:2x4    10.2 of  14.9 GiB,  2.23 s/step, 117,752 tokens/s, MFU 58%, run  0.6 h
+    v5e:2x4    10.4 of  14.9 GiB,  2.23 s/step, 117,752 tokens/s, MFU 58%, run  0.6 h
     v6e:2x4    18.0 of  29.8 GiB,  0.68 s/step, 384,461 tokens/s, MFU 41%, run  0.2 h
     v5p:2x2x1  36.1 of  88.4 GiB,  1.81 s/step, 144,634 tokens/s, MFU 62%, run  0.3 h
 """

@@ -171,7 +171,7 @@ def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str,
         "curvature": {**batch, "curvature": done + 2 * spread / groups},
         "eigen": {
             "params": _params(s),
-            "curvature": done + 3 * spread / groups,
+            "curvature": done + (4 * spread + kernels) / groups,
             "at work": 8.0 * largest**2 * _WIDE,
         },
         "refit": {**batch, "curvature": done + (spread + 2 * kernels) / groups},
@@ -220,7 +220,7 @@ def _generation(s: Setting, a: Amounts) -> Bytes:
     heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
     return {
         "params": _params(s),
-        "cache": 2.0 * rows * (prompt + a.new_tokens) * s.cfg.n_layers * heads,
+        "cache": rows * (prompt + a.new_tokens) * s.cfg.n_layers * heads,
         "gathered": _gathered(s, gradients=False),
         "at work": rows * prompt * _tape(s),
     }
