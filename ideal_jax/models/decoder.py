@@ -1,8 +1,8 @@
 """One decoder-only transformer: RMSNorm, GQA, RoPE, gated MLP, and what the families add to it.
 
 The layers are stacked (``nn.scan``): a layer's parameters have a leading axis L. For curvature,
-every dense layer is a plain matrix I×O that can ``sow`` its input and have its output ``watched``;
-for scores, every parameter can ``read`` derivatives along directions. Training asks for none of
+every dense layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output; for
+scores, every parameter can ``read`` derivatives along directions. Training asks for none of
 these collections and pays nothing.
 """
 
@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ideal_jax.models import attention, kernels
 from ideal_jax.models.attention import Places, Rotation
 from ideal_jax.models.config import DecoderConfig
-from ideal_jax.models.readings import DIRECTIONS, STEPS, Directions, read, watched
+from ideal_jax.models.readings import DIRECTIONS, STEPS, Directions, read
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
@@ -116,10 +116,9 @@ class Dense(nn.Module):
             bias_O = _parameter(self, "bias", zeros, shape[1:], self.axes[1:], self.cfg)
             y = y + bias_O.astype(x.dtype)
             y = read(self, "bias", y, lambda b, x: jnp.broadcast_to(b, (*x.shape[:-1], b.size)), x)
-        if self.is_initializing():  # tells the shapes
+        # ``perturb`` raises in layers that are not tapped while others are.
+        if self.is_initializing() or self.has_variable("perturbations", "output"):
             y = self.perturb("output", y, collection="perturbations")
-        elif self.has_variable("perturbations", "output"):
-            y = watched(y, self.get_variable("perturbations", "output"))
         lora = self.cfg.lora
         if lora is not None and lora.covers("/".join(self.path)):
             y = y + self._low_rank(x) * (lora.alpha / lora.rank)

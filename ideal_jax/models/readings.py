@@ -1,11 +1,9 @@
-"""What a backward pass reads on its way, beside the gradients of parameters.
+"""Derivatives of each example's loss along directions in parameter space, read in reverse mode.
 
-``watched`` reads the gradient of a layer's output; ``read`` and ``along`` the derivatives of each
-example's loss along directions in parameter space. Where an output y = f(p, x) is linear in its
-parameter p, a step ε along a direction s adds ε f(s, x) to it, and ε Σ (∂ℓ/∂y) f(s, x) to the loss:
-a sum over the example's own tokens. So the parameters read every direction in one backward pass
-through the activations, and no parameter's gradient is stored or communicated. Forward mode takes
-two passes for each direction.
+Where an output y = f(p, x) is linear in its parameter p, a step ε along a direction s adds
+ε f(s, x) to it, and ε Σ (∂ℓ/∂y) f(s, x) to the loss: a sum over the example's own tokens. So the
+parameters read every direction in one backward pass through the activations, and no parameter's
+gradient is stored or communicated. Forward mode takes two passes for each direction.
 """
 
 import functools
@@ -17,18 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 DIRECTIONS, STEPS = "directions", "steps"
-
-
-@jax.custom_vjp
-def watched(y: jax.Array, perturbation: jax.Array) -> jax.Array:
-    """``y``; the derivative in the perturbation, which must be zeros, is that in ``y``.
-
-    Never added, so never held: zeros for all layers are as large as all the gradients.
-    """
-    return y
-
-
-watched.defvjp(lambda y, perturbation: (y, None), lambda _, g: (g, g))
 
 
 class Directions(NamedTuple):
@@ -110,11 +96,11 @@ def _by_row(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any
         pull = jax.linear_transpose(lambda p: f(p, x), directions[0].astype(g.dtype))
         return pull(g)[0]
 
-    gradient_Bxp = jax.vmap(row_gradient)(x, g).reshape(len(x), -1)
-    directions_Rxp = directions.reshape(len(directions), -1)
-    return jnp.einsum(
-        "rp,bp->rb", directions_Rxp.astype(g.dtype), gradient_Bxp, preferred_element_type=wide
-    )[..., None]
+    gradients, axes = jax.vmap(row_gradient)(x, g), tuple(range(1, directions.ndim))
+    read_RxB = jnp.tensordot(
+        directions.astype(g.dtype), gradients, (axes, axes), preferred_element_type=wide
+    )
+    return read_RxB[..., None]
 
 
 def _by_token(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any) -> jax.Array:
