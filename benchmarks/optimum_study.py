@@ -186,9 +186,7 @@ def frozen_but_mlp(seed: int) -> tuple[Problem, Any]:
         loss=plain.loss,
         sample_labels=plain.sample_labels,
         taps=dataclasses.replace(
-            taps,
-            zeros=lambda mlp, batch: taps.zeros(whole(mlp), batch),
-            run=lambda mlp, perturbations, batch: taps.run(whole(mlp), perturbations, batch),
+            taps, run=lambda mlp, given, batch: taps.run(whole(mlp), given, batch)
         ),
     ), {"layers": {"mlp": base["layers"]["mlp"]}}
 

@@ -24,16 +24,14 @@ _MACHINES: dict[str, dict] = {
     "v5e": {
         "mesh.tensor": 2,
         "influence.batch_size": 16,
-        "influence.layer_groups": 2,
         "influence.max_factor": 4096,
     },
     "v6e": {
         "training.micro_batches": 2,
-        "influence.layer_groups": 2,
         "influence.max_factor": 4096,
     },
     "v5p": {"training.micro_batches": 2, "influence.tangents": 0},
-    "h100": {"training.micro_batches": 8, "influence.layer_groups": 2},
+    "h100": {"training.micro_batches": 8},
     "h200": {"training.micro_batches": 4},
 }
 

@@ -24,13 +24,11 @@ _MACHINES: dict[str, dict] = {
     "h100": {
         "training.micro_batches": 16,
         "influence.batch_size": 4,
-        "influence.layer_groups": 2,
         "influence.max_factor": 4096,
         "eval.batch_size": 32,
     },
     "h200": {
         "training.micro_batches": 8,
-        "influence.layer_groups": 2,
         "influence.max_factor": 4096,
     },
     "v5e": {"training.micro_batches": 4},

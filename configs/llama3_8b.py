@@ -12,7 +12,7 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     v5e:4x8    14.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.5 h
     v6e:4x4    26.3 of  29.8 GiB,  1.66 s/step, 157,624 tokens/s, MFU 50%, run  0.8 h
     v5p:2x2x4  61.7 of  88.4 GiB,  2.21 s/step, 118,596 tokens/s, MFU 75%, run  0.6 h
-    h100:1     37.3 of  74.4 GiB, 24.93 s/step,  10,514 tokens/s, MFU 33%, run  3.3 h
+    h100:1     46.7 of  74.4 GiB, 24.93 s/step,  10,514 tokens/s, MFU 33%, run  3.3 h
     h200:1    124.5 of 131.1 GiB,  4.25 s/step,   7,716 tokens/s, MFU 36%, run  1.0 h
     h100:8     52.6 of  74.4 GiB,  4.25 s/step,  61,730 tokens/s, MFU 36%, run  1.1 h
     h200:8    112.4 of 131.1 GiB,  4.25 s/step,  61,730 tokens/s, MFU 36%, run  0.8 h
@@ -26,10 +26,10 @@ from ideal_jax.config import load
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
-    "v5e": {"training.micro_batches": 2, "influence.batch_size": 32, "influence.layer_groups": 2},
+    "v5e": {"training.micro_batches": 2, "influence.batch_size": 32},
     "v6e": {"model.remat": "dots", "training.micro_batches": 4, "influence.batch_size": 16},
     "v5p": {"model.remat": "dots", "influence.tangents": 0},
-    "h100": {"training.micro_batches": 4, "influence.layer_groups": 2},
+    "h100": {"training.micro_batches": 4},
     "h200": {"training.micro_batches": 4, "influence.tangents": 0},
     "h100:1": {
         "lora.rank": 16,
@@ -37,7 +37,7 @@ _MACHINES: dict[str, dict] = {
         "training.learning_rate": 1e-4,
         "training.micro_batches": 32,
         "influence.batch_size": 1,
-        "influence.layer_groups": 4,
+        "influence.layer_groups": 2,
         "influence.max_factor": 2048,
         "influence.tangents": 0,
         "eval.batch_size": 16,

@@ -21,7 +21,7 @@ from ideal_jax.config import load
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
-    "v5e": {"training.micro_batches": 4, "influence.layer_groups": 2},
+    "v5e": {"training.micro_batches": 4},
     "v6e": {"training.micro_batches": 2},
     "v5p": {"model.remat": "dots", "training.micro_batches": 2, "influence.tangents": 0},
     "h100": {"training.micro_batches": 4, "influence.tangents": 0},

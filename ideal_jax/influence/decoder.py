@@ -4,7 +4,6 @@ Losses are per example, one or several in a row (``data.packed_batches``). What 
 of an example, the curvature, wants one in a row (``data.example_batches``).
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from flax import traverse_util
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
-from ideal_jax.models import Decoder, Directions, forward_mode, lora
+from ideal_jax.models import TAPS, Decoder, Directions, forward_mode, lora
+from ideal_jax.taps import Tap
 from ideal_jax.training import decoder_nll
 
 Batch = Mapping[str, Any]
@@ -38,6 +38,7 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
     Raises:
       UserError: ``layers`` is no regular expression or matches no layer.
     """
+    taps = _taps(model, layers, max_factor)
     as_trained = decoder_nll(model)
     model = Decoder(forward_mode(model.cfg), model.origin)
 
@@ -91,7 +92,6 @@ def decoder_problem(model: Decoder, layers: str = "all", max_factor: int = 8192)
         labels = jax.vmap(row)(batch["domains"], batch["examples"][:, 0], logits_BxTxV)
         return {**batch, "targets": labels, "weights": jnp.sqrt(batch["weights"])}
 
-    taps = _taps(model, layers, max_factor)
     return Problem(outputs, loss, sample_labels, taps=taps, losses=losses, scores=scores)
 
 
@@ -103,40 +103,23 @@ def _by_example(x_BxT: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _taps(model: Decoder, layers: str, max_factor: int) -> Taps:
-    # What is tapped fills the memory: where training recomputes something, this recomputes all.
-    remat = "none" if model.cfg.remat == "none" else "full"
-    model = Decoder(dataclasses.replace(model.cfg, remat=remat), model.origin)
-
-    def zeros(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        def init() -> Any:
-            return model.init(jax.random.key(0), batch["tokens"])["perturbations"]
-
-        shapes = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
-        return {
-            name: jnp.zeros(shapes[f"{name}/output"].shape, shapes[f"{name}/output"].dtype)
-            for name in names
-        }
-
-    def run(params: Any, perturbations: dict[str, jax.Array], batch: Batch) -> Any:
-        flat = {f"{name}/output": value for name, value in perturbations.items()}
-        logits, sown = model.apply(
+    def run(params: Any, taps: Mapping[str, Tap], batch: Batch) -> jax.Array:
+        tapped = {f"{name}/tap": tap for name, tap in taps.items()}
+        logits_BxTxV: Any = model.apply(
             {
                 "params": lora.all_params(params, batch),
-                "perturbations": traverse_util.unflatten_dict(flat, sep="/"),
+                TAPS: traverse_util.unflatten_dict(tapped, sep="/"),
             },
             batch["tokens"],
             batch["positions"],
             batch["segments"],
-            mutable=["taps"],
         )
-        inputs = traverse_util.flatten_dict(sown["taps"], sep="/")
-        return logits, {name: inputs[f"{name}/input"] for name in names}
+        return logits_BxTxV
 
     names = _chosen(model, layers, max_factor)
     first: dict[str, str] = {}  # the chosen layer that reads an input, by the input's name
     owners = {name: first.setdefault(_input_of(name), name) for name in names}
     return Taps(
-        zeros=zeros,
         run=run,
         mask=lambda batch: batch["segments"] > 0,
         layers=tuple(

@@ -10,8 +10,10 @@ the eigenvalues anew: λ_io = (1/W) Σ_x (Q_Aᵀ ∇W(x) Q_G)²_io (George et al
 A factor wider than ``max_factor`` is split into k equal diagonal blocks, so all are [L, k, b, b].
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +31,10 @@ from ideal_jax.influence.problem import (
     example_loss,
     leaf_indices,
 )
+from ideal_jax.taps import Tap
 
 _EXACT = jax.lax.Precision.HIGHEST
+_Form = Callable[..., Tree]  # of a layer's a_BxTxI and g_BxTxO, zero at padding, and of operands
 
 
 class Factors(NamedTuple):
@@ -75,18 +79,17 @@ def factor_sums(
     batch: Batch,
 ) -> Factors:
     """The factors' sums over one batch."""
-    taps, w_B = _tapped(problem, fisher, params, key, batch)
-    readers = input_owners(problem)
+    owners = input_owners(problem)
+    forms: dict[str, _Form] = {
+        name: functools.partial(_moments, max_factor=max_factor, owns_input=owner == name)
+        for name, owner in owners.items()
+    }
+    sums, w_B = _tapped(problem, fisher, params, key, batch, forms, dict.fromkeys(forms, ()))
     assert problem.taps is not None
-    real_BxT = problem.taps.mask(batch)
-
-    def moment(x: jax.Array) -> jax.Array:
-        return placement.spread(_second_moment(x, real_BxT, max_factor))
-
     return Factors(
-        inputs={name: moment(taps[name][0]) for name in dict.fromkeys(readers.values())},
-        outputs={name: moment(g) for name, (_, g) in taps.items()},
-        positions=jnp.sum(wide(real_BxT)),
+        inputs={n: placement.spread(sums[n]["inputs"]) for n in dict.fromkeys(owners.values())},
+        outputs={n: placement.spread(sums[n]["outputs"]) for n in sums},
+        positions=jnp.sum(wide(problem.taps.mask(batch))),
         weight=jnp.sum(wide(w_B)),
     )
 
@@ -160,22 +163,11 @@ def eigenvalue_sums(
     batch: Batch,
 ) -> dict[str, jax.Array]:
     """Σ_x (Q_Aᵀ ∇W(x) Q_G)² over one batch, [L, I, O] for each layer."""
-    taps, _ = _tapped(problem, fisher, params, key, batch)
-    assert problem.taps is not None
-    real_BxT = problem.taps.mask(batch)
-
-    def layer(operands: tuple[jax.Array, ...]) -> jax.Array:
-        a_BxTxI, g_BxTxO, q_a, q_g = operands
-        a_BxTxI = _rotate(_real(a_BxTxI, real_BxT), q_a)
-        g_BxTxO = _rotate(_real(g_BxTxO, real_BxT), q_g)
-        gradients = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
-        return jnp.sum(jnp.square(gradients), axis=0)
-
+    forms: dict[str, _Form] = dict.fromkeys(bases, _squares)
+    vectors = {name: (basis.inputs, basis.outputs) for name, basis in bases.items()}
+    sums, _ = _tapped(problem, fisher, params, key, batch, forms, vectors)
     leaves, indices = jax.tree.leaves(params), leaf_indices(params)
-    sums = {}
-    for name, (a, g) in taps.items():
-        # One layer of the scan at a time: B gradients of one matrix exist, not of all of them.
-        squares = jax.lax.map(layer, (a, g, bases[name].inputs, bases[name].outputs))
+    for name, squares in sums.items():
         kernel = squares.reshape(leaves[indices[name]].shape)
         sums[name] = placement.leaf(indices[name], kernel).reshape(squares.shape)
     return sums
@@ -243,37 +235,75 @@ def input_owners(problem: Problem) -> dict[str, str]:
 
 
 def _tapped(
-    problem: Problem, fisher: str, params: Tree, key: jax.Array, batch: Batch
-) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Inputs [L, B, T, I] and output gradients [L, B, T, O] by kernel; w_B.
+    problem: Problem,
+    fisher: str,
+    params: Tree,
+    key: jax.Array,
+    batch: Batch,
+    forms: Mapping[str, _Form],
+    operands: Mapping[str, tuple[jax.Array, ...]],
+) -> tuple[dict[str, Tree], jax.Array]:
+    """What a form makes of each layer's inputs and output gradients, [L, ...] by kernel; w_B.
 
-    As the model has them: those of all layers exist at a time, and what becomes of them, ``_real``
-    to begin with, is done layer by layer.
+    The operands of a kernel, [L, ...], are its form's own.
     """
     taps = problem.taps
     assert taps is not None
-
-    def loss(perturbations: dict[str, jax.Array]) -> tuple[jax.Array, tuple[Tree, Tree]]:
-        out, inputs = taps.run(params, perturbations, batch)
-        l_B, _ = problem.loss(out, _labelled(problem, fisher, out, batch, key))
-        return jnp.sum(l_B), (inputs, out)
-
-    zeros = taps.zeros(params, batch)
-    gradients, (inputs, out) = jax.grad(loss, has_aux=True)(zeros)
-
-    def stacked(x: jax.Array, layer: TapLayer) -> jax.Array:
-        return x if layer.scanned else x[None]
-
-    pairs = {
-        layer.leaf: (stacked(inputs[layer.name], layer), stacked(gradients[layer.name], layer))
+    leaves, indices, real_BxT = jax.tree.leaves(params), leaf_indices(params), taps.mask(batch)
+    whole = {
+        layer.leaf: _tap(
+            forms[layer.leaf], operands[layer.leaf], leaves[indices[layer.leaf]], real_BxT
+        )
         for layer in taps.layers
     }
-    return pairs, problem.loss(out, batch)[1]
+
+    def loss(zeros: dict[str, Tree]) -> tuple[jax.Array, jax.Array]:
+        given = {}
+        for layer in taps.layers:
+            tap = dataclasses.replace(whole[layer.leaf], zeros=zeros[layer.leaf])
+            given[layer.name] = tap if layer.scanned else jax.tree.map(lambda x: x[0], tap)
+        out = taps.run(params, given, batch)
+        l_B, _ = problem.loss(out, _labelled(problem, fisher, out, batch, key))
+        return jnp.sum(l_B), problem.loss(out, batch)[1]
+
+    return jax.grad(loss, has_aux=True)({name: tap.zeros for name, tap in whole.items()})
 
 
-def _real(x_BxTxI: jax.Array, real_BxT: jax.Array) -> jax.Array:
-    """In at least float32, and zero at padding."""
-    return jnp.where(real_BxT[..., None], wide(x_BxTxI), 0)
+def _tap(
+    form: _Form, operands: tuple[jax.Array, ...], kernel: jax.Array, real_BxT: jax.Array
+) -> Tap:
+    """A tap for the layers of a kernel [L?, I, O]; every array of it has the axis L."""
+    dtype, (*layers, I, O) = wide(kernel).dtype, kernel.shape  # noqa: E741
+    arrays = (jnp.broadcast_to(real_BxT, (math.prod(layers), *real_BxT.shape)), *operands)
+
+    def formed(x: jax.Array, g: jax.Array, arrays: tuple[jax.Array, ...]) -> Tree:
+        real_BxTx1, *own = arrays[0][..., None], *arrays[1:]
+        return form(*(jnp.where(real_BxTx1, z.astype(dtype), 0) for z in (x, g)), *own)
+
+    x, g = (jax.ShapeDtypeStruct((*real_BxT.shape, width), dtype) for width in (I, O))
+    shapes = jax.eval_shape(jax.vmap(formed, (None, None, 0)), x, g, arrays)
+    return Tap(formed, arrays, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+
+
+def _moments(
+    a_BxTxI: jax.Array, g_BxTxO: jax.Array, *, max_factor: int, owns_input: bool
+) -> dict[str, jax.Array]:
+    """Σ g gᵀ, and Σ a aᵀ where no other layer has it, [k, b, b] each."""
+    sides = {"outputs": g_BxTxO} | ({"inputs": a_BxTxI} if owns_input else {})
+    return {side: _second_moment(x, max_factor) for side, x in sides.items()}
+
+
+def _squares(a_BxTxI: jax.Array, g_BxTxO: jax.Array, q_a: jax.Array, q_g: jax.Array) -> jax.Array:
+    """Σ_x (Q_Aᵀ ∇W(x) Q_G)², [I, O]."""
+    (_, T, I), O = a_BxTxI.shape, g_BxTxO.shape[2]  # noqa: E741
+    of_tokens = T * (q_a.size + q_g.size)
+    of_gradients = I * O * (q_a.shape[-1] + q_g.shape[-1])
+    if of_tokens <= of_gradients:
+        a_BxTxI, g_BxTxO = _rotate(a_BxTxI, q_a), _rotate(g_BxTxO, q_g)
+    gradients_BxIxO = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
+    if of_tokens > of_gradients:
+        gradients_BxIxO = jax.vmap(lambda w: _rotate(_rotate(w.T, q_a).T, q_g))(gradients_BxIxO)
+    return jnp.sum(jnp.square(gradients_BxIxO), axis=0)
 
 
 def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.Array) -> Batch:
@@ -284,16 +314,12 @@ def _labelled(problem: Problem, fisher: str, out: Tree, batch: Batch, key: jax.A
     return problem.sample_labels(jax.lax.stop_gradient(out), batch, key)
 
 
-def _second_moment(x_LxBxTxI: jax.Array, real_BxT: jax.Array, max_factor: int) -> jax.Array:
-    """Σ x xᵀ over rows and real positions, [L, k, b, b]."""
-    width = x_LxBxTxI.shape[-1]
+def _second_moment(x_BxTxI: jax.Array, max_factor: int) -> jax.Array:
+    """Σ x xᵀ over rows and positions, [k, b, b]."""
+    width = x_BxTxI.shape[-1]
     block = block_width(width, max_factor)
-
-    def layer(x_BxTxI: jax.Array) -> jax.Array:
-        x = _real(x_BxTxI, real_BxT).reshape(-1, width // block, block)
-        return jnp.einsum("nkb,nkc->kbc", x, x, precision=_EXACT)
-
-    return jax.lax.map(layer, x_LxBxTxI)
+    x = x_BxTxI.reshape(-1, width // block, block)
+    return jnp.einsum("nkb,nkc->kbc", x, x, precision=_EXACT)
 
 
 def block_width(width: int, max_factor: int) -> int:

@@ -1,12 +1,13 @@
 """What the estimators ask of a model: its loss split in two, its taps, and samples of examples."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from ideal_jax.errors import UserError
+from ideal_jax.taps import Tap
 
 Tree = Any
 Batch = Any
@@ -18,9 +19,9 @@ class TapLayer(NamedTuple):
     """A dense layer whose input and output gradient can be read.
 
     Attributes:
-      name: its key in the perturbations and inputs of ``Taps``.
+      name: its key in the taps of ``Taps.run``.
       path: keys that lead to its kernel in the parameters: [I, O], or [L, I, O] when scanned.
-      scanned: whether kernel, input and output carry a leading axis of L layers.
+      scanned: whether the kernel, and so its tap, carries a leading axis of L layers.
       shares: name of another layer that reads the same input, whose factor then serves for both.
     """
 
@@ -42,14 +43,13 @@ class Taps:
     A kernel that is used twice (tied) must not be listed; it then counts as uncovered.
 
     Attributes:
-      zeros: ``(params, batch) -> {name: [L?, B, T, O]}``, zeros to add to each layer's output.
-      run: ``(params, perturbations, batch) -> (out, inputs)``, inputs ``{name: [L?, B, T, I]}``.
+      run: ``(params, taps, batch) -> out``: the model's outputs, with ``y = taps[name](x, y)``
+        where a layer maps x [B, T, I] to y [B, T, O], for each name there is.
       mask: ``batch -> bool[B, T]``: real positions, unsupervised ones included, padding not.
-      layers: the layers that are tapped.
+      layers: the layers that can be tapped.
     """
 
-    zeros: Callable[[Tree, Batch], dict[str, jax.Array]]
-    run: Callable[[Tree, dict[str, jax.Array], Batch], tuple[Tree, dict[str, jax.Array]]]
+    run: Callable[[Tree, Mapping[str, Tap], Batch], Tree]
     mask: Callable[[Batch], jax.Array]
     layers: tuple[TapLayer, ...]
 

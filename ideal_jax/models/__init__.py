@@ -3,6 +3,7 @@
 from ideal_jax.models.config import DecoderConfig as DecoderConfig
 from ideal_jax.models.config import LoRA as LoRA
 from ideal_jax.models.decoder import REMAT as REMAT
+from ideal_jax.models.decoder import TAPS as TAPS
 from ideal_jax.models.decoder import Decoder as Decoder
 from ideal_jax.models.decoder import empty_cache as empty_cache
 from ideal_jax.models.decoder import output_matrix as output_matrix

@@ -1,9 +1,9 @@
 """One decoder-only transformer: RMSNorm, GQA, RoPE, gated MLP, and what the families add to it.
 
 The layers are stacked (``nn.scan``): a layer's parameters have a leading axis L. For curvature,
-every dense layer is a plain matrix I×O that can ``sow`` its input and ``perturb`` its output; for
-scores, every parameter can ``read`` derivatives along directions. Training asks for none of
-these collections and pays nothing.
+every dense layer is a plain matrix I×O that passes what it maps through a ``Tap``, if it is given
+one; for scores, every parameter can ``read`` derivatives along directions. Training gives neither
+collection and pays nothing.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from ideal_jax.sharding import constrain
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
 Carry = tuple[jax.Array, Cache | None]  # from layer to layer: x_BxTxD and the cache of all layers
 Kind = dict[str, jax.Array]  # what differs between layers: {"layer": L, "window": L, "local": L}
+TAPS = "taps"  # collection of the ``Tap``s of dense layers, each called "tap" at its layer's path
 
 
 class Where(NamedTuple):
@@ -95,7 +96,7 @@ def times(kernel_IxO: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """``x @ kernel`` with the two taps that curvature needs and, where asked, an adapter."""
+    """``x @ kernel`` with a tap for curvature and, where asked, an adapter."""
 
     features: int
     axes: tuple[str | None, str | None]
@@ -108,7 +109,6 @@ class Dense(nn.Module):
         """Maps [..., I] to [..., O]."""
         shape = (x.shape[-1], self.features)
         kernel_IxO = _parameter(self, "kernel", self.init, shape, self.axes, self.cfg)
-        self.sow("taps", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         y = times(kernel_IxO.astype(x.dtype), x)
         y = read(self, "kernel", y, times, x)
         if self.bias:
@@ -116,9 +116,8 @@ class Dense(nn.Module):
             bias_O = _parameter(self, "bias", zeros, shape[1:], self.axes[1:], self.cfg)
             y = y + bias_O.astype(x.dtype)
             y = read(self, "bias", y, lambda b, x: jnp.broadcast_to(b, (*x.shape[:-1], b.size)), x)
-        # ``perturb`` raises in layers that are not tapped while others are.
-        if self.is_initializing() or self.has_variable("perturbations", "output"):
-            y = self.perturb("output", y, collection="perturbations")
+        if self.has_variable(TAPS, "tap"):
+            y = self.get_variable(TAPS, "tap")(x, y)
         lora = self.cfg.lora
         if lora is not None and lora.covers("/".join(self.path)):
             y = y + self._low_rank(x) * (lora.alpha / lora.rank)
@@ -283,7 +282,7 @@ class Decoder(nn.Module):
         policy = REMAT[c.remat]
         self.layers = nn.scan(
             Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy),
-            variable_axes={"params": 0, "taps": 0, "perturbations": 0, DIRECTIONS: 1},
+            variable_axes={"params": 0, TAPS: 0, DIRECTIONS: 1},
             variable_broadcast=STEPS,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),

@@ -6,13 +6,14 @@ parameters read every direction in one backward pass through the activations, an
 gradient is stored or communicated. Forward mode takes two passes for each direction.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from ideal_jax.taps import tap
 
 DIRECTIONS, STEPS = "directions", "steps"
 
@@ -50,7 +51,6 @@ def read(
     return along(f, y, x, module.get_variable(DIRECTIONS, name), module.get_variable(STEPS, name))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def along(
     f: Callable[[jax.Array, jax.Array], jax.Array],
     y: jax.Array,
@@ -67,28 +67,15 @@ def along(
       directions: R of p's shape.
       steps_RxBxU: zeros, see ``Directions``.
     """
-    return y
+    by_row, wide = steps_RxBxU.shape[2] == 1, steps_RxBxU.dtype
 
+    def reading(x: jax.Array, g: jax.Array, directions: jax.Array) -> jax.Array:
+        if by_row and not jnp.issubdtype(x.dtype, jnp.integer):
+            return _by_row(f, x, g, directions, wide)
+        read_RxBxT = _by_token(f, x, g, directions, wide)
+        return jnp.sum(read_RxBxT, axis=2, keepdims=True) if by_row else read_RxBxT
 
-def _along_forward(
-    f: Any, y: jax.Array, x: jax.Array, directions: jax.Array, steps_RxBxU: jax.Array
-) -> tuple[jax.Array, Any]:
-    return y, (x, directions, steps_RxBxU)
-
-
-def _along_backward(f: Any, kept: Any, g: jax.Array) -> tuple[Any, ...]:
-    x, directions, steps_RxBxU = kept
-    by_row = steps_RxBxU.shape[2] == 1
-    if by_row and not jnp.issubdtype(x.dtype, jnp.integer):
-        read_RxBxU = _by_row(f, x, g, directions, steps_RxBxU.dtype)
-    else:
-        read_RxBxU = _by_token(f, x, g, directions, steps_RxBxU.dtype)
-        if by_row:
-            read_RxBxU = jnp.sum(read_RxBxU, axis=2, keepdims=True)
-    return g, None, None, read_RxBxU
-
-
-along.defvjp(_along_forward, _along_backward)
+    return tap(reading, x, y, directions, steps_RxBxU)
 
 
 def _by_row(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any) -> jax.Array:

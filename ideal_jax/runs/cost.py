@@ -96,16 +96,23 @@ def curvature_flops(
     passes = KRONECKER.get(estimator, 0)
     total = forward_flops(cfg, forwards + tokens * 2 * passes, length)
     if passes:
-        total += factor_flops(matrices, tokens, passes) + eigen_flops(matrices)
+        total += factor_flops(matrices, tokens, length, passes) + eigen_flops(matrices)
     return total
 
 
-def factor_flops(matrices: Sequence[Matrix], tokens: float, passes: int) -> float:
-    """FLOPs of second moments of inputs and output gradients; a second pass rotates these and forms
-    each example's gradient."""
-    rotated = sum(m.layers * width * block for m in matrices for width, block in m.sides)
-    formed = sum(m.layers * m.inputs * m.outputs for m in matrices)
-    return 2.0 * tokens * (passes * rotated + (passes - 1) * formed)
+def factor_flops(matrices: Sequence[Matrix], tokens: float, length: float, passes: int) -> float:
+    """FLOPs of second moments of inputs and output gradients; a second pass forms each example's
+    gradient and rotates it, or its tokens before, whichever is less."""
+    each = 1.0 * sum(m.layers * width * block for m in matrices for width, block in m.sides)
+    if passes > 1:
+        each += sum(m.layers * (m.inputs * m.outputs + _rotation(m, length)) for m in matrices)
+    return 2.0 * tokens * each
+
+
+def _rotation(m: Matrix, length: float) -> float:
+    """Multiply-adds for each token."""
+    of_tokens = m.inputs * m.blocks[0] + m.outputs * m.blocks[1]
+    return min(of_tokens, m.inputs * m.outputs * sum(m.blocks) / length)
 
 
 def eigen_flops(matrices: Sequence[Matrix]) -> float:

@@ -35,20 +35,31 @@ def init(seed=0):
     }
 
 
-def run(params, perturbations, batch):
+def run(params, batch, up, head):
+    """Outputs, and the inputs of the dense layers.
+
+    ``up[0](x, y, own)`` and ``head(x, y)`` say what becomes of a dense layer's output y; ``own`` is
+    the layer's slice of the arrays ``up[1]``.
+    """
+    up, own = up
     real = batch["mask"][..., None]
     h = params["embed"][batch["tokens"]] * real
 
     @jax.checkpoint
     def layer(h, p):
-        kernel, bias, perturbation = p
+        kernel, bias, own = p
         a = h + jnp.sum(h * real, 1, keepdims=True) / jnp.maximum(jnp.sum(real, 1), 1)[:, None]
-        return jnp.tanh(a @ kernel + bias + perturbation), a
+        return jnp.tanh(up(a, a @ kernel + bias, own)), a
 
     layers = params["layers"]
-    h, inputs = jax.lax.scan(layer, h, (layers["kernel"], layers["bias"], perturbations["up"]))
-    out = h @ params["head"]["kernel"] + perturbations["head"]
-    return out, {"up": inputs, "head": h}
+    h, inputs = jax.lax.scan(layer, h, (layers["kernel"], layers["bias"], own))
+    return head(h, h @ params["head"]["kernel"]), {"up": inputs, "head": h}
+
+
+def perturbed(params, perturbations, batch):
+    """Outputs with something added to each dense layer's output, and each one's input."""
+    up = (lambda x, y, own: y + own, perturbations["up"])
+    return run(params, batch, up, lambda x, y: y + perturbations["head"])
 
 
 def zeros(params, batch):
@@ -59,8 +70,14 @@ def zeros(params, batch):
     }
 
 
+def tapped(params, taps, batch):
+    up = lambda x, y, own: own["up"](x, y) if "up" in own else y  # noqa: E731
+    head = taps.get("head", lambda x, y: y)
+    return run(params, batch, (up, {k: v for k, v in taps.items() if k == "up"}), head)[0]
+
+
 def outputs(params, batch):
-    return run(params, zeros(params, batch), batch)[0]
+    return tapped(params, {}, batch)
 
 
 def loss(out, batch):
@@ -79,8 +96,7 @@ def sample_labels(out, batch, key):
 
 
 TAPS = Taps(
-    zeros=zeros,
-    run=run,
+    run=tapped,
     mask=lambda batch: batch["mask"],
     layers=(
         TapLayer("up", ("layers", "kernel"), scanned=True),
@@ -171,6 +187,8 @@ def tiny():
         ridged=Problem(outputs, loss, sample_labels, ridge, TAPS),
         untapped=Problem(outputs, loss, sample_labels),
         taps=TAPS,
+        perturbed=perturbed,
+        zeros=zeros,
         outputs=outputs,
         loss=loss,
         sample_labels=sample_labels,

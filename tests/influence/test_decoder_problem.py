@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from flax.core import meta
 
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.models import Decoder, DecoderConfig
+from ideal_jax.taps import Tap
 
 MODEL = Decoder(
     DecoderConfig(
@@ -26,10 +28,15 @@ MODEL = Decoder(
 
 
 @pytest.mark.parametrize(
-    ("layers", "max_factor", "count"),
-    [("all", 64, 8), ("all", 63, 7), ("mlp", 64, 3), ("attention/[qk]", 64, 2)],
+    ("layers", "max_factor", "count", "remat"),
+    [
+        ("all", 64, 8, "none"),
+        ("all", 63, 7, "full"),
+        ("mlp", 64, 3, "dots"),
+        ("attention/[qk]", 64, 2, "full"),
+    ],
 )
-def test_tapping_some_layers_equals_tapping_all(layers, max_factor, count):
+def test_taps_rebuild_the_gradient_of_their_layers(layers, max_factor, count, remat):
     tokens = np.random.default_rng(0).integers(0, 16, (3, 5))
     params = meta.unbox(MODEL.init(jax.random.key(0), tokens))["params"]
     batch = {
@@ -38,22 +45,34 @@ def test_tapping_some_layers_equals_tapping_all(layers, max_factor, count):
         "segments": jnp.ones_like(tokens),
     }
 
+    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(params, sep="/").items()}
+
     def tapped(problem):
-        def total(perturbations):
-            out, inputs = problem.taps.run(params, perturbations, batch)
-            return jnp.sum(out**2), (out, inputs)
+        """What taps make of each layer: the gradient of its kernel."""
 
-        zeros = problem.taps.zeros(params, batch)
-        gradients, (out, inputs) = jax.grad(total, has_aux=True)(zeros)
+        def tap(layer):
+            zeros = jnp.zeros(shapes[layer.leaf], params["embedding"].dtype)
+            form = lambda x, g, _: jnp.einsum("bti,bto->io", x, g)  # noqa: E731
+            return Tap(form, (), zeros)
+
+        taps = {layer.name: tap(layer) for layer in problem.taps.layers}
+
+        def total(params, zeros):
+            given = {n: dataclasses.replace(taps[n], zeros=zeros[n]) for n in taps}
+            out = problem.taps.run(params, given, batch)
+            return jnp.sum(out**2), out
+
+        zeros = {name: tap.zeros for name, tap in taps.items()}
+        (gradient, found), out = jax.grad(total, (0, 1), has_aux=True)(params, zeros)
         np.testing.assert_allclose(out, problem.outputs(params, batch), rtol=1e-12)
-        return gradients, inputs
+        return found, traverse_util.flatten_dict(gradient, sep="/")
 
-    some, every = decoder_problem(MODEL, layers, max_factor), decoder_problem(MODEL)
-    assert len(some.taps.layers) == count
-    for found, expected in zip(tapped(some), tapped(every), strict=True):
-        assert set(found) == {layer.name for layer in some.taps.layers}
-        for name, value in found.items():
-            np.testing.assert_allclose(value, expected[name], rtol=1e-10)
+    model = Decoder(dataclasses.replace(MODEL.cfg, remat=remat))
+    problem = decoder_problem(model, layers, max_factor)
+    assert len(problem.taps.layers) == count
+    found, gradient = tapped(problem)
+    for layer in problem.taps.layers:
+        np.testing.assert_allclose(found[layer.name], gradient[layer.leaf], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])

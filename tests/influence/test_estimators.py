@@ -161,12 +161,12 @@ def test_official_equals_the_formula_by_hand(tiny):
     inputs, outputs, positions, weight = [0.0] * 3, [0.0] * 3, 0, 0.0
 
     def total(perturbations, batch):
-        out, seen = tiny.taps.run(tiny.params, perturbations, batch)
+        out, seen = tiny.perturbed(tiny.params, perturbations, batch)
         return jnp.sum(tiny.loss(out, batch)[0]), seen
 
     tapped = jax.jit(jax.grad(total, has_aux=True))
     for batch in setup["curvature"]:
-        grads, seen = tapped(tiny.taps.zeros(tiny.params, batch), batch)
+        grads, seen = tapped(tiny.zeros(tiny.params, batch), batch)
         real = np.asarray(batch["mask"])
         for k in range(3):
             a = seen["up"][k] if k < 2 else seen["head"]

@@ -26,18 +26,17 @@ EXACT = Options(damping=0.2, damping_mode="absolute")
 KERNELS = {"layers/kernel": 2, "head/kernel": 1}  # name: L
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def single_example(problem, fisher, params, single):
-    """Tapped inputs, output gradients and parameter gradients of a batch of one."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def single_example(problem, perturbed, fisher, params, single, zeros):
+    """Dense layers' inputs, output gradients and parameter gradients of a batch of one."""
     labelled = single
     if fisher == "sampled":
         labelled = problem.sample_labels(problem.outputs(params, single), single, KEY)
 
     def loss(params, perturbations):
-        out, inputs = problem.taps.run(params, perturbations, single)
+        out, inputs = perturbed(params, perturbations, single)
         return problem.loss(out, labelled)[0].sum(), inputs
 
-    zeros = problem.taps.zeros(params, single)
     (gradient, outer), inputs = jax.grad(loss, (0, 1), has_aux=True)(params, zeros)
     return inputs, outer, gradient
 
@@ -48,7 +47,8 @@ def one_by_one(tiny, examples, fisher):
         length = int(examples["mask"][row].sum())
         single = {k: v[row : row + 1] for k, v in examples.items()}
         single = {k: v[:, :length] if v.ndim > 1 else v for k, v in single.items()}
-        found = single_example(tiny.problem, fisher, tiny.params, single)
+        zeros = tiny.zeros(tiny.params, single)
+        found = single_example(tiny.problem, tiny.perturbed, fisher, tiny.params, single, zeros)
         yield *jax.tree.map(np.asarray, found), float(single["weights"].sum())
 
 
@@ -147,8 +147,7 @@ def test_kfac_is_exact_for_one_layer_with_one_token():
         "c": jnp.ones((24, 1)),
     }
     taps = Taps(
-        zeros=lambda p, b: {"w": jnp.zeros(b["noise"].shape)},
-        run=lambda p, z, b: (b["x"] @ p["w"] + z["w"], {"w": b["x"]}),
+        run=lambda p, taps, b: taps["w"](b["x"], b["x"] @ p["w"]),
         mask=lambda b: b["c"] > 0,
         layers=(TapLayer("w", ("w",)),),
     )
@@ -288,7 +287,7 @@ def test_wide_factors_are_split_into_diagonal_blocks(tiny):
     ],
 )
 def test_wrong_layers_are_refused(tiny, layer, message):
-    taps = Taps(tiny.taps.zeros, tiny.taps.run, tiny.taps.mask, (layer,))
+    taps = Taps(tiny.taps.run, tiny.taps.mask, (layer,))
     problem = Problem(tiny.outputs, tiny.loss, tiny.sample_labels, taps=taps)
     with pytest.raises(UserError, match=message):
         fit_blocks(problem, tiny.params, [], key=KEY, options=EXACT, refit=False)

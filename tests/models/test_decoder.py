@@ -1,11 +1,10 @@
-"""The decoder against itself: packing, cache, taps."""
+"""The decoder against itself: packing, cache."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import traverse_util
 
 from ideal_jax.models import Decoder, DecoderConfig, empty_cache, output_matrix
 
@@ -100,50 +99,6 @@ def test_prompts_of_any_length_fill_the_cache(attention, windows):
         expected = model.apply({"params": params}, longer)[0]
         np.testing.assert_allclose(found[row], expected[-2], atol=3e-6)
         np.testing.assert_allclose(more[row, 0], expected[-1], atol=3e-6)
-
-
-def test_taps_rebuild_the_gradient_of_every_dense_layer():
-    model, params = build(tie_embeddings=False, remat="full")
-    tokens_BxT = random_tokens((2, 6))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens_BxT)["perturbations"])
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def loss(params, perturbations):
-        variables = {"params": params, "perturbations": perturbations}
-        logits, sown = model.apply(variables, tokens_BxT, mutable=["taps"])
-        return jnp.sum(jnp.sin(logits)), sown["taps"]
-
-    grads, taps = jax.grad(loss, has_aux=True)(params, zeros)
-    gradients_of_outputs, _ = jax.grad(loss, argnums=1, has_aux=True)(params, zeros)
-    inputs = traverse_util.flatten_dict(taps, sep="/")
-    outputs = traverse_util.flatten_dict(gradients_of_outputs, sep="/")
-    kernels = {
-        k.removesuffix("/kernel"): v
-        for k, v in traverse_util.flatten_dict(grads, sep="/").items()
-        if k.endswith("kernel")
-    }
-    assert len(kernels) == 8  # q k v o gate up down head
-    for name, expected in kernels.items():
-        a, g = inputs[f"{name}/input"], outputs[f"{name}/output"]
-        np.testing.assert_allclose(
-            jnp.einsum("...bti,...bto->...io", a, g), expected, rtol=2e-4, atol=2e-5
-        )
-
-
-def test_some_layers_can_be_tapped_alone():
-    model, params = build()
-    tokens_BxT = random_tokens((2, 6))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens_BxT)["perturbations"])
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    some = {"layers": {"mlp": {"up": zeros["layers"]["mlp"]["up"]}}}
-
-    def loss(perturbations):
-        variables = {"params": params, "perturbations": perturbations}
-        return jnp.sum(jnp.sin(model.apply(variables, tokens_BxT)))
-
-    expected = jax.grad(loss)(zeros)["layers"]["mlp"]["up"]["output"]
-    alone = jax.grad(loss)(some)["layers"]["mlp"]["up"]["output"]
-    np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rotary_attention_depends_on_distance_only():

@@ -4,9 +4,7 @@ Of a matrix each device has 1/(fsdp · tensor), of the rows 1/(replica · fsdp).
 has its parameters gathered and everything that its backward pass needs at hand.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from ideal_jax.runs import cost
@@ -16,6 +14,9 @@ from ideal_jax.runs.planning.setting import Amounts, Setting
 _WIDE = 4  # bytes of a float32
 # What is left of a device's memory for a program: runtime and compiler keep the rest.
 USABLE = 0.93
+# Copies of all logits while the loss of labels drawn from them is differentiated. Accelerators'
+# compilers draw and normalise without writing them again; as compiled, 2 at most on TPUs.
+_LOGITS = {"tpu": 3, "gpu": 3, "cpu": 6}
 
 Bytes = dict[str, float]  # of one device, by class
 
@@ -117,10 +118,10 @@ def _params(s: Setting) -> float:
     return held * s.param_bytes / (s.fsdp * s.tensor)
 
 
-def _gathered(s: Setting, *, gradients: bool, head: bool = True) -> float:
+def _gathered(s: Setting, *, gradients: bool) -> float:
     """Two blocks (one at work, one on its way) and the output matrix, in the activations' dtype."""
     block = layers.layer_scalars(s.cfg) * s.activation_bytes / s.tensor
-    last = s.cfg.d_model * s.cfg.padded_vocab * s.activation_bytes / s.tensor * head
+    last = s.cfg.d_model * s.cfg.padded_vocab * s.activation_bytes / s.tensor
     split = s.fsdp > 1 or s.param_bytes != s.activation_bytes
     return (2 * block + last) * split + (block + last) * (gradients and s.fsdp > 1)
 
@@ -142,7 +143,7 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
         }
     }
     if s.influence.estimator in cost.KRONECKER:
-        found |= _curvature(s, a, trained, wide)
+        found |= _curvature(s, a, trained)
     # One tangent is scored in forward mode, several in reverse, gathered one at a time.
     kept = {"activations": _activations(s, tokens)} if r > 1 else {}
     found["score"] = {
@@ -157,7 +158,7 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     return found
 
 
-def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str, Bytes]:
+def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
     """Factors, their eigenvectors and eigenvalues; groups of layers are fitted one by one."""
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
     groups = s.influence.layer_groups
@@ -165,16 +166,20 @@ def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str,
     spread = squares * _WIDE / s.topology.devices
     kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / (s.fsdp * s.tensor)
     done = (spread + kernels) * (1 - 1 / groups)
-    batch = {"params": _params(s), **_taps(s, matrices, wide)}
+    moments = max(width * block for m in matrices for width, block in m.sides)
+    gradients = s.influence_rows * max(m.inputs * m.outputs for m in matrices)
     largest = max(block for m in matrices for _, block in m.sides)
     return {
-        "curvature": {**batch, "curvature": done + 2 * spread / groups},
+        "curvature": {**_tapped(s, moments), "curvature": done + 2 * spread / groups},
         "eigen": {
             "params": _params(s),
             "curvature": done + (4 * spread + kernels) / groups,
             "at work": 8.0 * largest**2 * _WIDE,
         },
-        "refit": {**batch, "curvature": done + (spread + 2 * kernels) / groups},
+        "refit": {
+            **_tapped(s, 2 * gradients),
+            "curvature": done + (spread + 2 * kernels) / groups,
+        },
         "solve": {
             "params": _params(s),
             "vectors": (a.domains + 2 * a.tangents) * trained,
@@ -184,35 +189,17 @@ def _curvature(s: Setting, a: Amounts, trained: float, wide: float) -> dict[str,
     }
 
 
-def _taps(s: Setting, matrices: Sequence[cost.Matrix], wide: float) -> Bytes:
-    """What a pass over the largest group of layers keeps, when it differentiates the loss of its
-    logits and of the model's labels, or when it has come back to the first block."""
+def _tapped(s: Setting, formed: float) -> Bytes:
+    """A pass that keeps what training's does, and forms so many numbers at one layer. It has all
+    logits while it differentiates the loss of the model's labels."""
     tokens = s.influence_rows * s.length
-    each = tokens * s.activation_bytes / s.tensor
-    remat = "none" if s.cfg.remat == "none" else "full"
-    kept = s.cfg.n_layers * tokens * saved(s._replace(cfg=dataclasses.replace(s.cfg, remat=remat)))
-    heads, blocks = _gathered(s, gradients=False), _gathered(s, gradients=False, head=False)
-    found = []
-    for inputs, gradients in _read(matrices, s.influence.layer_groups):
-        at_loss = (kept + each * inputs, heads, _logits(s, tokens, 4))
-        at_first = (kept + each * (inputs + gradients), blocks, 2 * wide)
-        found += [at_loss, at_first]
-    most = max(found, key=sum)
-    return dict(zip(("activations", "gathered", "at work"), most, strict=True))
-
-
-def _read(matrices: Sequence[cost.Matrix], groups: int) -> list[tuple[int, int]]:
-    """Inputs and output gradients of a token that each group of layers reads."""
-    by_input: list[tuple[int, int]] = []
-    for m in matrices:
-        if m.owns_input:
-            by_input.append((m.layers * m.inputs, m.layers * m.outputs))
-        else:
-            inputs, gradients = by_input[-1]
-            by_input[-1] = inputs, gradients + m.layers * m.outputs
-    each = math.ceil(len(by_input) / groups)
-    parts = [by_input[k : k + each] for k in range(0, len(by_input), each)]
-    return [(sum(i for i, _ in part), sum(g for _, g in part)) for part in parts]
+    logits = _logits(s, tokens, _LOGITS[s.topology.platform])
+    return {
+        "params": _params(s),
+        "activations": _activations(s, tokens),
+        "gathered": _gathered(s, gradients=False),
+        "at work": max(1.5 * tokens * _tape(s) + formed * _WIDE / s.tensor, logits),
+    }
 
 
 def _generation(s: Setting, a: Amounts) -> Bytes:

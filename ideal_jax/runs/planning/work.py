@@ -81,15 +81,15 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
     found = {"gradient": gradient._replace(executions=batches(a.references))}
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
     passes = cost.KRONECKER.get(s.influence.estimator, 0)
-    for name in ("curvature", "refit")[:passes]:
-        # Backward through the activations alone. The passes for factors differ by each example's
-        # gradient, which only the second forms.
-        first = cost.factor_flops(matrices, each * s.ways, 1)
-        exact = first if name == "curvature" else cost.factor_flops(matrices, each * s.ways, 2)
+    # Forward and backward through the activations alone, with the kernels of training.
+    again = layers.repeated_flops(s.cfg, each, seen(s), layers.REPEATED[s.cfg.remat]) / s.tensor
+    groups = s.influence.layer_groups
+    first, both = (cost.factor_flops(matrices, each * s.ways, s.length, n) for n in (1, 2))
+    for name, exact in (("curvature", first), ("refit", both - first))[:passes]:
         found[name] = gradient._replace(
-            flops=_flops(s, each, s.length, 2.0),
-            exact_flops=(exact - first * (name == "refit")) / s.topology.devices,
-            executions=batches(a.curvature),
+            flops=_flops(s, each, seen(s), 2.0) + again,
+            exact_flops=exact / s.topology.devices / groups,
+            executions=batches(a.curvature) * groups,
         )
     if passes:
         slower = _JACOBI if s.topology.platform == "tpu" else 1.0
