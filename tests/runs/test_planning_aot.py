@@ -20,6 +20,7 @@ from ideal_jax.runs import cost
 from ideal_jax.runs.planning import aot, programs
 from ideal_jax.runs.planning.counted import matrix_flops
 from ideal_jax.runs.planning.hlo import collective_bytes
+from ideal_jax.training.loss import blocked_nll
 
 ROOT = pathlib.Path(__file__).parents[2]
 PHASES = ["train", "generate", "gradient", "curvature", "eigen", "refit", "solve", "score"]
@@ -98,6 +99,70 @@ def test_collectives_count_as_often_as_their_loop_runs():
     w = jax.ShapeDtypeStruct((7, 512, 512), jnp.bfloat16, sharding=NamedSharding(mesh, split))
     lowered = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0]).lower(x, w)
     assert collective_bytes(lowered.compile().as_text()) == {"all-gather": 7 * 512 * 512 * 2}
+
+
+STEPS = """
+HloModule steps
+
+%piece (a: bf16[64]) -> bf16[64] {
+  %a = bf16[64]{0} parameter(0)
+  ROOT %gathered = bf16[256]{0} all-gather(%a), channel_id=7, dimensions={0}
+}
+
+%condition (state: (bf16[64], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(15)
+  %state = (bf16[64]{0}, u32[]{:T(128)}) parameter(0)
+  %at = u32[]{:T(128)} get-tuple-element(%state), index=1
+  ROOT %less = pred[] compare(%at, %limit), direction=LT
+}
+
+%body (state: (bf16[64], u32[])) -> (bf16[64], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %state = (bf16[64]{0}, u32[]{:T(128)}) parameter(0)
+  %x = bf16[64]{0} get-tuple-element(%state), index=0
+  %sent = bf16[64]{0} collective-permute(%x), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %beside = bf16[256]{0} fusion(%sent), kind=kOutput, calls=%piece
+  %at = u32[]{:T(128)} get-tuple-element(%state), index=1
+  %next = u32[]{:T(128)} add(%at, %two)
+  ROOT %out = (bf16[64]{0}, u32[]{:T(128)}) tuple(%sent, %next)
+}
+
+ENTRY %main (x: bf16[64]) -> bf16[64] {
+  %x = bf16[64]{0} parameter(0)
+  %zero = u32[]{:T(128)} constant(0)
+  %started = bf16[256]{0} fusion(%x), kind=kOutput, calls=%piece
+  %state = (bf16[64]{0}, u32[]{:T(128)}) tuple(%x, %zero)
+  %loop = (bf16[64]{0}, u32[]{:T(128)}) while(%state), condition=%condition, body=%body
+  ROOT %y = bf16[64]{0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_a_ring_counts_by_its_step_and_a_collective_in_pieces_once():
+    """Eight turns of 0, 2, … 14; the gather goes on beside the loop, on the channel it began on."""
+    assert collective_bytes(STEPS) == {"collective-permute": 8 * 128, "all-gather": 512}
+
+
+def test_the_loss_gathers_the_output_matrix_once():
+    pytest.importorskip("libtpu")
+    mesh = sharding.make_mesh(fsdp=4, devices=aot.tpu_devices("v5e:2x2"))
+    D, V = 512, 2048
+
+    def array(shape, dtype, *names):
+        placed = NamedSharding(mesh, sharding.spec(*names))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+    h = array((4, 128, D), jnp.bfloat16, "batch")
+    head = array((D, V), jnp.float32, "embed", "vocab")
+    targets = array((4, 128), jnp.int32, "batch")
+
+    def loss(h, head, targets):
+        return jnp.sum(blocked_nll(h, head, targets, V, block=16))
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(h, head, targets)
+    sent = collective_bytes(lowered.compile().as_text())
+    assert 2 * D * V * 2 <= sum(sent.values()) < 2.1 * D * V * 2
 
 
 def test_a_program_that_cannot_be_read_is_measured_all_the_same(monkeypatch, tmp_path):

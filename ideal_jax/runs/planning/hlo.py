@@ -25,75 +25,114 @@ class _Computation(NamedTuple):
     """What one computation of an HLO module does itself, and which others it calls.
 
     Attributes:
-      bytes: of collectives, by kind.
+      bytes: of collectives, by kind and channel ("" if they have none).
       calls: (computation, times; or the condition of the loop whose body it is).
-      limit: the number that the first of the loop's values is compared with, if this is the
-        condition of a counting loop.
+      limit: if this is the condition of a counting loop: which of the loop's values is compared,
+        and with what number.
+      steps: if this is the body of a loop: what it adds to each of the loop's values; 1 if unknown.
     """
 
-    bytes: Counter[str]
+    bytes: Counter[tuple[str, str]]
     calls: list[tuple[str, int | str]]
-    limit: list[int]
+    limit: list[tuple[int, int]]
+    steps: list[int]
 
 
 def collective_bytes(text: str) -> dict[str, int]:
     """Bytes of collective operations on one device, by kind.
 
-    The larger of an operation's operands and results counts. A loop's body counts as often as the
-    compiler's trip count says or, without one, the constant that its condition compares with: loops
-    of ``lax.scan`` count up from 0. Other loops count once, and of a conditional all branches.
+    The larger of an operation's operands and results counts; of several on one channel the one that
+    runs least, for the others are steps in which it goes on beside other work. A loop's body counts
+    as often as the compiler's trip count says or, without one, as its condition and its step allow
+    if it counts up from 0. Other loops count once, and of a conditional all branches.
     """
     entry, computations = _parsed(text)
+    found: dict[tuple[str, str], int] = {}
+    _add(found, computations, entry, 1)
     total: Counter[str] = Counter()
-    _add(total, computations, entry, 1)
+    for (kind, _), size in found.items():
+        total[kind] += size
     return dict(total)
 
 
-def _add(total: Counter[str], computations: dict[str, _Computation], name: str, times: int) -> None:
+def _add(
+    found: dict[tuple[str, str], int],
+    computations: dict[str, _Computation],
+    name: str,
+    times: int,
+) -> None:
     if name not in computations:
         return
-    for kind, size in computations[name].bytes.items():
-        total[kind] += times * size
+    for (kind, channel), size in computations[name].bytes.items():
+        before = found.get((kind, channel))
+        if before is None or not channel:
+            found[kind, channel] = (before or 0) + times * size
+        else:
+            found[kind, channel] = min(before, times * size)
     for called, count in computations[name].calls:
-        if isinstance(count, str):
-            limit = computations[count].limit if count in computations else []
-            count = limit[0] if len(limit) == 1 else 1
-        _add(total, computations, called, times * count)
+        turns = _turns(computations, called, count) if isinstance(count, str) else count
+        _add(found, computations, called, times * turns)
+
+
+def _turns(computations: dict[str, _Computation], body: str, condition: str) -> int:
+    """Of a loop that counts up from 0."""
+    limit = computations[condition].limit if condition in computations else []
+    if len(limit) != 1 or body not in computations:
+        return 1
+    (value, number), steps = limit[0], computations[body].steps
+    return -(-number // (steps[value] if value < len(steps) else 1))
 
 
 def _parsed(text: str) -> tuple[str, dict[str, _Computation]]:
     computations: dict[str, _Computation] = {}
-    entry, here = "", _Computation(Counter(), [], [])
+    entry, here = "", _Computation(Counter(), [], [], [])
     sizes: dict[str, int] = {}
-    constants: dict[str, int] = {}
+    numbers: dict[str, tuple[str, int]] = {}
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
         if head:
-            here = computations[head[2]] = _Computation(Counter(), [], [])
-            sizes, constants = {}, {}
+            here = computations[head[2]] = _Computation(Counter(), [], [], [])
+            sizes, numbers = {}, {}
             entry = head[2] if head[1] else entry
         elif " = " in line:
-            _read(line, here, sizes, constants)
+            _read(line, here, sizes, numbers)
     return entry, computations
 
 
-def _read(line: str, here: _Computation, sizes: dict[str, int], constants: dict[str, int]) -> None:
+def _read(
+    line: str, here: _Computation, sizes: dict[str, int], numbers: dict[str, tuple[str, int]]
+) -> None:
+    """One instruction; ``numbers`` has the constants, the values of a loop by their place, and what
+    is added to them."""
     name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     match = re.match(r"(\(.*?\)|\S+) ([a-z][\w\-]*)\((.*?)\)", rest)
     if match is None:
         return
-    sizes[name.lstrip("%")] = _size(match[1])
+    name, operands = name.lstrip("%"), _names(match[3])
+    sizes[name] = _size(match[1])
     kind = match[2].removesuffix("-start")
     if kind in _COLLECTIVES:
-        operands = sum(sizes.get(x, 0) for x in _names(match[3]))
+        given = sum(sizes.get(x, 0) for x in operands)
         # The result of an asynchronous start is a tuple that holds the operands too.
-        result = sizes[name.lstrip("%")] - (operands if match[2].endswith("-start") else 0)
-        here.bytes[kind] += max(operands, result)
-    constant = re.match(r"s32\[\]\S* constant\((\d+)\)", rest)
-    if constant:
-        constants[name.lstrip("%")] = int(constant[1])
-    if line.strip().startswith("ROOT") and kind == "compare" and "direction=LT" in line:
-        here.limit.extend(constants[x] for x in _names(match[3]) if x in constants)
+        result = sizes[name] - (given if match[2].endswith("-start") else 0)
+        channel = re.search(r"channel_id=(\d+)", line)
+        here.bytes[kind, channel[1] if channel else ""] += max(given, result)
+    if re.match(r"[su]32\[\]", rest):
+        place = re.search(r"index=(\d+)", rest) if kind == "get-tuple-element" else None
+        known = [numbers[x] for x in operands if x in numbers]
+        if kind == "constant" and match[3].isdecimal():
+            numbers[name] = "constant", int(match[3])
+        elif place:
+            numbers[name] = "value", int(place[1])
+        elif kind == "add" and sorted(role for role, _ in known) == ["constant", "value"]:
+            numbers[name] = "step", dict(known)["constant"]
+    if line.strip().startswith("ROOT"):
+        known = [numbers.get(x, ("", 1)) for x in operands]
+        if kind == "compare" and "direction=LT" in line:
+            if [role for role, _ in known] == ["value", "constant"]:
+                here.limit.append((known[0][1], known[1][1]))
+        elif kind == "tuple":
+            here.steps.extend(number if role == "step" else 1 for role, number in known)
     if kind == "while":
         trips, condition = _TRIPS.search(line), re.search(r"condition=%?([\w.\-]+)", line)
         times: int | str = int(trips[1]) if trips else condition[1] if condition else 1
