@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ideal_jax.errors import UserError
 
@@ -29,6 +28,9 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "layers": None,
+    # Of the loss: logits are split by entry as far as it goes, and the rows come to the entries.
+    "loss_batch": "replica",
+    "loss_vocab": ("tensor", "fsdp"),
     None: None,
 }
 
@@ -104,37 +106,6 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
-def by_share(
-    fn: Callable[[Any, Any], jax.Array], rows: Any, shared: Any, last: str | None
-) -> jax.Array:
-    """``fn(rows, shared)``, computed for each device's share of the rows with a copy of its own.
-
-    For a loop over something else than ``shared``: XLA's partitioner would gather what is split
-    over ``fsdp``, and add up its gradient over the devices, in every turn. A copy for each share is
-    gathered once before, and its gradient summed once after.
-
-    Args:
-      fn: maps rows [B, ...] and what they share to [B, ...].
-      rows: arrays whose first axis is the batch.
-      shared: arrays.
-      last: logical name of their last axis; the others become whole.
-    """
-    ways = batch_ways(jax.sharding.get_abstract_mesh())
-    count = len(jax.tree.leaves(rows)[0])
-    if ways == 1 or count % ways:
-        return fn(rows, shared)
-
-    def cut(x: jax.Array) -> jax.Array:
-        return constrain(x.reshape(ways, count // ways, *x.shape[1:]), "batch")
-
-    def copies(x: jax.Array) -> jax.Array:
-        names = ("batch", *[None] * (x.ndim - 1), last)
-        return constrain(jnp.broadcast_to(x, (ways, *x.shape)), *names)
-
-    out = jax.vmap(fn)(jax.tree.map(cut, rows), jax.tree.map(copies, shared))
-    return out.reshape(count, *out.shape[2:])
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -181,9 +152,9 @@ def like_parameters(mesh: Mesh, abstract: Any, shardings: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """How many ways the rows of a batch are split; 1 without a mesh."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in ("replica", "fsdp"))
+def batch_ways(mesh: Mesh) -> int:
+    """How many ways the rows of a batch are split."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
 def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:

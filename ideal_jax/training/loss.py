@@ -11,7 +11,7 @@ from ideal_jax.models import Decoder, lora, output_matrix
 from ideal_jax.models.attention import soft_capped
 from ideal_jax.models.decoder import output_directions, times
 from ideal_jax.models.readings import Directions, along
-from ideal_jax.sharding import by_share
+from ideal_jax.sharding import constrain
 
 Batch = Mapping[str, Any]  # arrays; frozen parameters if there are any (``models.lora``)
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
@@ -31,6 +31,8 @@ def blocked_nll(
     """−log p(target) in nats, BxT, one block of positions at a time.
 
     Logits exist for one block only and are recomputed in the backward pass, unless they are kept.
+    On a mesh each device has some entries of the vocabulary for all rows of its replica: hidden
+    states are gathered block by block, and the output matrix and its gradient never.
     In pure JAX, so the loss has every derivative in forward and reverse mode.
 
     Args:
@@ -46,41 +48,37 @@ def blocked_nll(
     T = h_BxTxD.shape[1]
     block = min(block, T)
     blocks = -(-T // block)
-    policy = jax.checkpoint_policies.dots_saveable if keep_logits else None
 
     def split(x: jax.Array, axis: int) -> jax.Array:
         x = jnp.pad(x, [(0, blocks * block - T if i == axis else 0) for i in range(x.ndim)])
         x = x.reshape(*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
         return jnp.moveaxis(x, axis, 0)
 
-    def of_rows(rows: tuple[jax.Array, ...], shared: tuple[jax.Array, ...]) -> jax.Array:
-        h_BxTxD, targets_BxT, *steps_BxRxU = rows
-        head = shared[0]
-
-        @functools.partial(jax.checkpoint, policy=policy)
-        def one(h_BxCxD: jax.Array, targets_BxC: jax.Array, *steps_BxRxU: jax.Array) -> jax.Array:
-            logits = times(head, h_BxCxD)
-            if directions is not None:
-                steps_RxBxU = steps_BxRxU[0].swapaxes(0, 1)
-                logits = along(times, logits, h_BxCxD, shared[1], steps_RxBxU)
-            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-            logits = soft_capped(logits, softcap)
-            real = jnp.arange(logits.shape[-1]) < vocab_size
-            logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-            chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
-            return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-        xs = [split(h_BxTxD, 1), split(targets_BxT, 1)]
-        for steps in steps_BxRxU:
-            xs.append(jnp.stack([steps] * blocks) if steps.shape[2] == 1 else split(steps, 2))
-        _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
-        return nll_NxBxC.swapaxes(0, 1).reshape(-1, blocks * block)[:, :T]
-
-    rows, shared = [h_BxTxD, targets_BxT], [head_DxV.astype(h_BxTxD.dtype)]
+    head = constrain(head_DxV.astype(h_BxTxD.dtype), None, "loss_vocab")
+    xs = [split(h_BxTxD, 1), split(targets_BxT, 1)]
     if directions is not None:
-        rows.append(directions.steps.swapaxes(0, 1))
-        shared.append(directions.tangents)
-    return by_share(of_rows, tuple(rows), tuple(shared), "vocab")
+        steps = directions.steps
+        whole_rows = steps.shape[2] == 1
+        xs.append(jnp.stack([steps] * blocks) if whole_rows else split(steps, 2))
+        tangents_RxDxV = constrain(directions.tangents, None, None, "loss_vocab")
+
+    policy = jax.checkpoint_policies.dots_saveable if keep_logits else None
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def one(h_BxCxD: jax.Array, targets_BxC: jax.Array, *steps_RxBxU: jax.Array) -> jax.Array:
+        h_BxCxD = constrain(h_BxCxD, "loss_batch", None, None)
+        logits = constrain(times(head, h_BxCxD), "loss_batch", None, "loss_vocab")
+        if directions is not None:
+            logits = along(times, logits, h_BxCxD, tangents_RxDxV, *steps_RxBxU)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = soft_capped(logits, softcap)
+        real = jnp.arange(logits.shape[-1]) < vocab_size
+        logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
+        chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
+        return constrain(jax.nn.logsumexp(logits, axis=-1) - chosen, "batch", None)
+
+    _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
+    return nll_NxBxC.swapaxes(0, 1).reshape(-1, blocks * block)[:, :T]
 
 
 def decoder_nll(model: Decoder, block: int = 128) -> Callable[..., jax.Array]:

@@ -143,10 +143,10 @@ def test_a_ring_counts_by_its_step_and_a_collective_in_pieces_once():
     assert collective_bytes(STEPS) == {"collective-permute": 8 * 128, "all-gather": 512}
 
 
-def test_the_loss_gathers_the_output_matrix_once():
+def test_the_loss_gathers_hidden_states_and_never_the_output_matrix():
     pytest.importorskip("libtpu")
     mesh = sharding.make_mesh(fsdp=4, devices=aot.tpu_devices("v5e:2x2"))
-    D, V = 512, 2048
+    D, V = 512, 8192
 
     def array(shape, dtype, *names):
         placed = NamedSharding(mesh, sharding.spec(*names))
@@ -162,7 +162,7 @@ def test_the_loss_gathers_the_output_matrix_once():
     with jax.set_mesh(mesh):
         lowered = jax.jit(jax.grad(loss, (0, 1))).lower(h, head, targets)
     sent = collective_bytes(lowered.compile().as_text())
-    assert 2 * D * V * 2 <= sum(sent.values()) < 2.1 * D * V * 2
+    assert 0 < sum(sent.values()) < D * V * 2 / 2
 
 
 def test_a_program_that_cannot_be_read_is_measured_all_the_same(monkeypatch, tmp_path):

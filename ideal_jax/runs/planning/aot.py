@@ -39,7 +39,7 @@ _NO_TPU = {
     "TPU_WORKER_ID": "0",
 }
 # Raised when the fields of ``Compiled`` change their meaning.
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Compiled(NamedTuple):

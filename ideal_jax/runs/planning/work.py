@@ -18,6 +18,7 @@ EXACT = {"tpu": 6.0, "gpu": 15.0, "cpu": 1.0}
 # A block Jacobi method for large matrices on TPUs, 12 b³ in each of some ten sweeps; elsewhere the
 # library's, counted as 9 b³.
 _JACOBI = 120.0 / 9.0
+_WIDE = 4  # bytes of a float32
 
 
 class Work(NamedTuple):
@@ -83,20 +84,30 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
     passes = cost.KRONECKER.get(s.influence.estimator, 0)
     # Forward and backward through the activations alone, with the kernels of training.
     again = layers.repeated_flops(s.cfg, each, seen(s), layers.REPEATED[s.cfg.remat]) / s.tensor
-    groups = s.influence.layer_groups
+    groups, split = s.influence.layer_groups, _share(s.topology.devices) * _WIDE / s.tensor
     first, both = (cost.factor_flops(matrices, each * s.ways, s.length, n) for n in (1, 2))
-    for name, exact in (("curvature", first), ("refit", both - first))[:passes]:
+    # Factors are added up over the devices; bases are gathered, and eigenvalues added up.
+    bases = split * sum(m.layers * width * block for m in matrices for width, block in m.sides)
+    kernels = split * sum(m.layers * m.inputs * m.outputs for m in matrices)
+    fits = (("curvature", first, bases), ("refit", both - first, bases + kernels))
+    for name, exact, exchanged in fits[:passes]:
         found[name] = gradient._replace(
             flops=_flops(s, each, seen(s), 2.0) + again,
             exact_flops=exact / s.topology.devices / groups,
+            fsdp_bytes=2 * _whole_bytes(s) * _share(s.fsdp) + exchanged / groups,
             executions=batches(a.curvature) * groups,
         )
     if passes:
         slower = _JACOBI if s.topology.platform == "tpu" else 1.0
         eigen = slower * cost.eigen_flops(matrices) / s.topology.devices
-        solve = cost.solve_flops(matrices, 2.0 * a.domains) / s.topology.devices
+        solve = cost.solve_flops(matrices, a.tangents) / s.topology.devices
         found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
-        found["solve"] = Work(exact_flops=solve, executions=a.updates)
+        # Into the eigenbasis and back for the solution, and again for its residual.
+        found["solve"] = Work(
+            exact_flops=solve,
+            fsdp_bytes=4 * (bases + a.tangents * kernels),
+            executions=a.updates * 2 * math.ceil(a.domains / a.tangents),
+        )
     found["score"] = _scores(s, a, each)._replace(
         executions=math.ceil(a.domains / a.tangents) * batches(a.scored)
     )
@@ -107,7 +118,8 @@ def _scores(s: Setting, a: Amounts, tokens: float) -> Work:
     """Derivatives along tangents: one in forward mode, several in reverse."""
     if a.tangents == 1:
         forward = _pass(s, tokens, s.length, (), gradients=False)
-        return Work(*(3 * x for x in forward))._replace(tensor_bytes=2 * forward.tensor_bytes)
+        sent = {"fsdp_bytes": 2 * forward.fsdp_bytes, "tensor_bytes": 2 * forward.tensor_bytes}
+        return Work(*(3 * x for x in forward))._replace(**sent)
     # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
     parts = layers.REPEATED[s.cfg.remat]
     again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
@@ -128,6 +140,11 @@ def _flops(s: Setting, tokens: float, attended: float, forwards: float) -> float
     return forwards * cost.forward_flops(s.cfg, tokens, attended) / s.tensor
 
 
+def _whole_bytes(s: Setting) -> float:
+    """Of all parameters, in the dtype of activations, that a device reads or gathers."""
+    return layers.whole_scalars(s.cfg) * s.activation_bytes / s.tensor
+
+
 def _pass(
     s: Setting, tokens: float, attended: float, parts: tuple[str, ...], *, gradients: bool
 ) -> Work:
@@ -135,7 +152,7 @@ def _pass(
     cfg, width = s.cfg, s.activation_bytes
     forwards = cost.train_flops(cfg, 1, 1) / cost.forward_flops(cfg, 1, 1) if gradients else 1.0
     again = layers.repeated_flops(cfg, tokens, attended, parts) / s.tensor
-    whole = layers.whole_scalars(cfg) * width / s.tensor
+    whole = _whole_bytes(s)
     reads = 2 if gradients else 1  # of all parameters, gathered
     scattered = cfg.lora is None and gradients
     recomputes = "o" in parts
