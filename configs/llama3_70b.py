@@ -9,8 +9,8 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     v5p:4x4x8  69.7 of  88.4 GiB,  2.46 s/step, 106,446 tokens/s, MFU 77%, run  1.0 h
     v5e:16x16  14.7 of  14.9 GiB,  7.72 s/step,  67,912 tokens/s, MFU 57%, run  1.8 h
     v6e:16x16  16.9 of  29.8 GiB,  2.43 s/step, 215,740 tokens/s, MFU 39%, run  0.7 h
-    h100:64    56.1 of  74.4 GiB, 13.12 s/step,  19,983 tokens/s, MFU 13%, run 13.3 h
-    h200:32   112.1 of 131.1 GiB, 12.20 s/step,  21,489 tokens/s, MFU 29%, run 11.6 h
+    h100:64    56.1 of  74.4 GiB, 13.12 s/step,  19,983 tokens/s, MFU 13%, run 11.0 h
+    h200:32   112.1 of 131.1 GiB, 12.20 s/step,  21,489 tokens/s, MFU 29%, run  9.6 h
 """
 
 import pathlib
