@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import layers
-from ideal_jax.runs.planning.setting import Amounts, Setting
+from ideal_jax.runs.planning.setting import WIDE_BYTES, Amounts, Setting
 
-_WIDE = 4  # bytes of a float32
 # What is left of a device's memory for a program: runtime and compiler keep the rest.
 USABLE = 0.93
 # Copies of all logits while the loss of labels drawn from them is differentiated. Accelerators'
@@ -100,15 +99,15 @@ def _tape(s: Setting, *, fused: bool | None = None) -> float:
     """Bytes that a block's backward pass needs of a token when nothing is computed again."""
     c, width = s.cfg, s.activation_bytes
     split = (2 * c.n_heads + 3 * c.n_kv_heads) * c.head_dim + 4 * c.d_ff
-    norms = 2 * c.d_model * (2 * _WIDE + width)
+    norms = 2 * c.d_model * (2 * WIDE_BYTES + width)
     scores = 0.0
     if not (s.fused if fused is None else fused):
-        scores = c.n_heads * s.length * (_WIDE + width) / s.tensor
+        scores = c.n_heads * s.length * (WIDE_BYTES + width) / s.tensor
     return norms + split * width / s.tensor + scores
 
 
 def _logits(s: Setting, positions: float, copies: int) -> float:
-    return copies * positions * s.cfg.padded_vocab * _WIDE / s.tensor
+    return copies * positions * s.cfg.padded_vocab * WIDE_BYTES / s.tensor
 
 
 def _params(s: Setting) -> float:
@@ -128,7 +127,7 @@ def _gathered(s: Setting, *, gradients: bool) -> float:
 
 def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     tokens, shards = s.influence_rows * s.length, s.fsdp * s.tensor
-    trained, r = layers.trained_scalars(s.cfg) / shards * _WIDE, a.tangents
+    trained, r = layers.trained_scalars(s.cfg) / shards * WIDE_BYTES, a.tangents
     # Attention without a fused kernel takes a piece of the queries at a time, and so does the loss.
     wide = tokens * _tape(s, fused=True)
     logits = _logits(s, s.influence_rows * min(s.block, s.length), 1)
@@ -163,8 +162,10 @@ def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
     groups = s.influence.layer_groups
     squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
-    spread = squares * _WIDE / s.topology.devices
-    kernels = sum(m.layers * m.inputs * m.outputs for m in matrices) * _WIDE / (s.fsdp * s.tensor)
+    spread = squares * WIDE_BYTES / s.topology.devices
+    kernels = (
+        sum(m.layers * m.inputs * m.outputs for m in matrices) * WIDE_BYTES / (s.fsdp * s.tensor)
+    )
     done = (spread + kernels) * (1 - 1 / groups)
     moments = max(width * block for m in matrices for width, block in m.sides)
     gradients = s.influence_rows * max(m.inputs * m.outputs for m in matrices)
@@ -174,7 +175,7 @@ def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
         "eigen": {
             "params": _params(s),
             "curvature": done + (4 * spread + kernels) / groups,
-            "at work": 8.0 * largest**2 * _WIDE,
+            "at work": 8.0 * largest**2 * WIDE_BYTES,
         },
         "refit": {
             **_tapped(s, 2 * gradients),
@@ -198,7 +199,7 @@ def _tapped(s: Setting, formed: float) -> Bytes:
         "params": _params(s),
         "activations": _activations(s, tokens),
         "gathered": _gathered(s, gradients=False),
-        "at work": max(1.5 * tokens * _tape(s) + formed * _WIDE / s.tensor, logits),
+        "at work": max(1.5 * tokens * _tape(s) + formed * WIDE_BYTES / s.tensor, logits),
     }
 
 

@@ -15,6 +15,7 @@ from ideal_jax.runs.planning.topology import Topology
 from ideal_jax.training.checkpoints import saved_model
 
 PACKED = 0.95  # share of a row's positions that are no padding, packed best-fit
+WIDE_BYTES = 4  # of a float32
 
 
 class Setting(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import layers
-from ideal_jax.runs.planning.setting import Amounts, Setting
+from ideal_jax.runs.planning.setting import WIDE_BYTES, Amounts, Setting
 
 # Passes that products of float32 matrices take on a bf16 unit: TPUs split each factor in three and
 # leave out the three smallest products; GPUs have another unit, a fifteenth as fast.
@@ -18,7 +18,6 @@ EXACT = {"tpu": 6.0, "gpu": 15.0, "cpu": 1.0}
 # A block Jacobi method for large matrices on TPUs, 12 b³ in each of some ten sweeps; elsewhere the
 # library's, counted as 9 b³.
 _JACOBI = 120.0 / 9.0
-_WIDE = 4  # bytes of a float32
 
 
 class Work(NamedTuple):
@@ -84,7 +83,7 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
     passes = cost.KRONECKER.get(s.influence.estimator, 0)
     # Forward and backward through the activations alone, with the kernels of training.
     again = layers.repeated_flops(s.cfg, each, seen(s), layers.REPEATED[s.cfg.remat]) / s.tensor
-    groups, split = s.influence.layer_groups, _share(s.topology.devices) * _WIDE / s.tensor
+    groups, split = s.influence.layer_groups, _share(s.topology.devices) * WIDE_BYTES / s.tensor
     first, both = (cost.factor_flops(matrices, each * s.ways, s.length, n) for n in (1, 2))
     # Factors are added up over the devices; bases are gathered, and eigenvalues added up.
     bases = split * sum(m.layers * width * block for m in matrices for width, block in m.sides)
