@@ -1,6 +1,7 @@
 """EK-FAC influence against kronfluence 1.0.1 (PyTorch): the same numbers, seconds, memory.
 
     python benchmarks/kronfluence_comparison.py --peer-python=ENV/bin/python [--small] [--repeats=3]
+        [--device=cpu|gpu]
 
 ENV holds torch, transformers and, without its dependencies (they pull torchvision), kronfluence,
 accelerate, einconv, einops and opt-einsum. One random Llama and one set of examples go to both; the
@@ -46,6 +47,7 @@ DENSE = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", type=pathlib.Path)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--peer-scores", choices=("pairwise", "aggregated"), default="pairwise")
     parser.add_argument("--folder", type=pathlib.Path, help="of all files; default: temporary")
     parser.add_argument("--repeats", type=int, default=3)
@@ -68,17 +70,20 @@ def main() -> None:
     if arguments.side:
         run_ours(arguments.folder)
         return
+    jax.config.update("jax_platforms", "cpu")  # the device is for the two sides
     folder = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="kronfluence_"))
     make_case(folder, arguments)
     peer = [arguments.peer_python, HERE.with_name("kronfluence_peer.py")]
     commands = {
         "ours": [sys.executable, HERE, "--side=ours"],
-        "peer": [*peer, f"--scores={arguments.peer_scores}"],
+        "peer": [*peer, f"--scores={arguments.peer_scores}", f"--device={arguments.device}"],
     }
     # Threads that spin while they wait, torch's (OpenMP) and those of JAX's eigh (OpenBLAS), cost
     # either side dear wherever a core is shared: up to 30 times the seconds.
     quiet = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
-    environment = {**os.environ, **quiet}
+    platform = {"cpu": "cpu", "gpu": "cuda"}[arguments.device]
+    exact = {"JAX_PLATFORMS": platform, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    environment = {**os.environ, **quiet, **exact}
     measured: dict[str, list[dict]] = {side: [] for side in commands}
     for _ in range(arguments.repeats):
         for side, command in commands.items():
@@ -164,7 +169,7 @@ def run_ours(folder: pathlib.Path) -> None:
     problem = decoder_problem(model, "mlp")
     per_weight = len(data["train_weights"]) / float(data["train_weights"].sum())
     options = Options(case["damping"] * per_weight, "absolute", "empirical", "drop")
-    before, runs = memory("VmRSS"), []
+    before, runs = memory("VmRSS", "bytes_in_use"), []
     for _ in range(2):
         laps = Laps()
         matrix, found = estimate(
@@ -178,7 +183,8 @@ def run_ours(folder: pathlib.Path) -> None:
             progress=laps,
         )
         runs.append(laps.done())
-    measured = {"runs": runs, "start_mib": before, "peak_mib": memory("VmHWM")}
+    measured = {"runs": runs, "start_mib": before}
+    measured["peak_mib"] = memory("VmHWM", "peak_bytes_in_use")
     (folder / "ours.json").write_text(json.dumps(measured))
     fitted = blocks.fit_blocks(
         problem, params, curvature, key=jax.random.key(0), options=options, refit=True
@@ -274,8 +280,10 @@ class Laps:
         self._seconds[phase], self._last = now - self._last, now
 
 
-def memory(field: str) -> float:
-    """MiB that this process holds ("VmRSS") or has held at most ("VmHWM")."""
+def memory(field: str, on_device: str) -> float:
+    """MiB of this process on a CPU by ``/proc``, and on a device by JAX's allocator."""
+    if held := jax.local_devices()[0].memory_stats():
+        return held[on_device] / 2**20
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+)", status).group(1)) / 1024
 

@@ -1,6 +1,7 @@
 """The peer's side of ``kronfluence_comparison.py``; runs in an environment with kronfluence.
 
     python benchmarks/kronfluence_peer.py --folder=DIR [--scores=pairwise|aggregated]
+        [--device=cpu|gpu]
 
 Reads ``case.json``, ``weights.npz`` and ``data.npz``, goes through EK-FAC twice (cold, warm) and
 writes ``peer.json`` (seconds, memory) and ``peer.npz`` (factors, eigenvalues, scores).
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--scores", choices=("pairwise", "aggregated"), default="pairwise")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     folder = arguments.folder
@@ -59,25 +61,28 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # kronfluence's use of torch.cuda.amp
     case = json.loads((folder / "case.json").read_text())
     data = np.load(folder / "data.npz")
-    model = llama(case["model"], folder / "weights.npz")
+    on_cpu = arguments.device == "cpu"
+    model = llama(case["model"], folder / "weights.npz").to("cpu" if on_cpu else "cuda")
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(data["train_tokens"][:2], dtype=torch.long)).logits
+        first = torch.tensor(data["train_tokens"][:2], dtype=torch.long, device=model.device)
+        logits = model(input_ids=first).logits.cpu()
     task = NextToken()
     task.modules = [n for n, _ in model.named_modules() if re.search(r"mlp\.(gate|up|down)_p", n)]
     analyzer = Analyzer(
         "peer",
         prepare_model(model, task),
         task,
-        cpu=True,
+        cpu=on_cpu,
         disable_tqdm=True,
         output_dir=str(folder / "kronfluence"),
     )
-    before = memory("VmRSS")
+    before = memory("VmRSS") if on_cpu else torch.cuda.memory_allocated() / 2**20
     runs = []
     for _ in range(2):
         seconds, scores = ekfac(analyzer, case, data, arguments.scores)
         runs.append(seconds)
-    measured = {"runs": runs, "start_mib": before, "peak_mib": memory("VmHWM")}
+    peak = memory("VmHWM") if on_cpu else torch.cuda.max_memory_allocated() / 2**20
+    measured = {"runs": runs, "start_mib": before, "peak_mib": peak}
     np.savez(folder / "peer.npz", logits=logits.numpy(), scores=scores, **factors(analyzer))
     (folder / "peer.json").write_text(json.dumps(measured))
 
@@ -129,6 +134,8 @@ def ekfac(analyzer: Analyzer, case: dict, data, scores: str) -> tuple[dict[str, 
     clock = [time.perf_counter()]
 
     def lap() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         clock.append(time.perf_counter())
         return clock[-1] - clock[-2]
 

@@ -16,12 +16,12 @@ from ideal_jax.config import load
 from ideal_jax.evaluation.generate import make_generate
 from ideal_jax.influence import Sample, influence_matrix
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.models import Decoder, choose_attention, load_hf
+from ideal_jax.models import Decoder, DecoderConfig, choose_attention, load_hf, random_params
 from ideal_jax.training.loop import start_state
 
 BASE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
 SAME = {"learning_rate": 1e-4, "warmup": 0.0, "schedule": "constant", "clip_norm": 1.0}
-SAME |= {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.0, "moment_dtype": ""}
+SAME |= {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.0}
 
 
 def batch_of(tokens_BxT, packed):
@@ -41,14 +41,35 @@ def batch_of(tokens_BxT, packed):
     }
 
 
+def random_shape(sizes, dtype):
+    """The decoder of ``training_throughput.SHAPES``."""
+    d, layers, heads, kv_heads, width, d_ff, vocabulary, tied = sizes
+    return DecoderConfig(
+        vocab_size=vocabulary,
+        d_model=d,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=width,
+        d_ff=d_ff,
+        tie_embeddings=tied,
+        param_dtype=dtype,
+    )
+
+
 class Ours:
     """A decoder on all devices of the platform."""
 
     def __init__(self, given):
         self.given = given
         self.mesh = sharding.make_mesh()
-        dtype = "float32" if given["device"] == "cpu" else "bfloat16"
-        model, self.params = load_hf(given["folder"], mesh=self.mesh, dtype=dtype)
+        on_cpu = given["device"] == "cpu"
+        self.dtype = "float32" if on_cpu else "bfloat16"
+        if on_cpu:
+            model, self.params = load_hf(given["folder"], mesh=self.mesh, dtype=self.dtype)
+        else:
+            model = Decoder(random_shape(given["sizes"], self.dtype))
+            self.params = random_params(model, self.mesh, 0)
         kernel = choose_attention(
             given["attention"],
             model.cfg,
@@ -56,7 +77,7 @@ class Ours:
             row_length=given["length"],
         )
         placed = {key: given[key] for key in ("remat", "unroll")}
-        cfg = dataclasses.replace(model.cfg, attention=kernel, dtype=dtype, **placed)
+        cfg = dataclasses.replace(model.cfg, attention=kernel, dtype=self.dtype, **placed)
         self.model = Decoder(cfg, model.origin)
         self.rng = np.random.default_rng(0)
         self.state = None
@@ -69,7 +90,8 @@ class Ours:
         """Some optimizer steps; tokens per second."""
         given = self.given
         if self.state is None:
-            options = FrozenConfigDict({**load(BASE).training, **SAME})
+            moments = {"moment_dtype": "" if self.dtype == "float32" else self.dtype}
+            options = FrozenConfigDict({**load(BASE).training, **SAME, **moments})
             optimizer = training.adamw(options, 10**6)
             self.state = start_state(self.mesh, self.params, optimizer)
             loss = training.decoder_loss(self.model, given["block"])

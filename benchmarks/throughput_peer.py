@@ -18,9 +18,12 @@ class Peer:
         self.given = given
         self.device = "cuda" if given["device"] == "gpu" else "cpu"
         torch.set_num_threads(os.cpu_count())
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            given["folder"], dtype="auto", attn_implementation="sdpa"
-        ).to(self.device)
+        if self.device == "cuda":
+            self.model = random_llama(given, self.device)
+        else:
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                given["folder"], dtype="auto", attn_implementation="sdpa"
+            )
         self.rng = np.random.default_rng(0)
         self.optimizer = None
 
@@ -76,6 +79,29 @@ class Peer:
         )
         int(out[0, -1])  # the device is done
         return {"rate": rows * new / (time.perf_counter() - started)}
+
+
+def random_llama(given, device):
+    """Parameters drawn on the device: float32 on a CPU, else bfloat16."""
+    d, layers, heads, kv_heads, width, d_ff, vocabulary, tied = given["sizes"]
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=width,
+        intermediate_size=d_ff,
+        max_position_embeddings=max(given["length"], 8192),
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            attn_implementation="sdpa",
+        )
 
 
 def peak_gib(device):

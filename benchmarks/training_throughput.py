@@ -6,13 +6,13 @@
         [--unroll=1] [--compile]
         [--steps=3] [--repeats=7]
 
-Both sides get the same random Llama (a folder written once by transformers), the same tokens, AdamW
-with clipping and the same precision: float32 on CPU, bfloat16 parameters, gradients and moments on
-GPU. Each is a process of its own that warms up first. On CPU both stay alive and take turns, and a
-ratio is that of two turns next to each other; on GPU, where memory would not do, one follows the
-other. torch computes with scaled_dot_product_attention, a fused AdamW, as many threads as there are
-processors and, if asked, torch.compile. Influence has no counterpart there and is given in training
-steps of our own.
+Both sides get a random Llama, the same tokens, AdamW with clipping and the same precision. Each is
+a process of its own that warms up first. On CPU, in float32, the model is the same (a folder that
+transformers writes once), both stay alive and take turns, and a ratio is that of two turns next to
+each other. On GPU each draws its parameters on the device and one follows the other; parameters and
+gradients are bfloat16, and so is the first moment, the second too in torch (ours is float32). torch
+computes with scaled_dot_product_attention, a fused AdamW, as many threads as there are processors
+and, if asked, torch.compile. Influence has no counterpart there.
 
 MFU = FLOPs / seconds / peak, with 6·P + 6·L·N·H·T/packed FLOPs a token for training: P parameters
 in matrix products (the output matrix is one, the embedding's look-up is none), and the lower
@@ -70,7 +70,10 @@ def main():
     arguments = parse()
     with tempfile.TemporaryDirectory() as folder:
         given = {**vars(arguments), "folder": folder, "sizes": SHAPES[arguments.shape]}
-        write_model(given["sizes"], folder, arguments.length, arguments.device)
+        if arguments.device == "cpu":
+            from throughput_peer import random_llama
+
+            random_llama(given, "cpu").save_pretrained(folder)
         for what in arguments.what.split(","):
             names = ["ours"] if what == "influence" else list(SIDES)
             report(what, measure(what, names, given), arguments)
@@ -120,28 +123,6 @@ def flops_per_token(arguments):
     attention = d * width * (2 * heads + 2 * kv_heads)
     products = layers * (attention + 3 * d * d_ff) + d * vocabulary
     return 6 * products + 6 * layers * heads * width * arguments.length / arguments.packed
-
-
-def write_model(sizes, folder, length, device):
-    import torch
-    import transformers
-
-    d, layers, heads, kv_heads, width, d_ff, vocabulary, tied = sizes
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=width,
-        intermediate_size=d_ff,
-        max_position_embeddings=max(length, 8192),
-        tie_word_embeddings=tied,
-        dtype="float32" if device == "cpu" else "bfloat16",
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, config.dtype if device == "gpu" else "float32"))
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def parse():

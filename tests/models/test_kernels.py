@@ -159,6 +159,22 @@ def test_what_cudnn_is_asked_for_is_the_reference(case):
     check(mine, reference, queries_keys_values(cfg, 2, 100), places, 1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("case", ["plain", "window", "mha", "scale"])
+def test_cudnn_itself_is_the_reference(case):
+    cfg, places = config(case, head_dim=64), packed(2, 256)
+    window = jnp.asarray(40, jnp.int32) if cfg.windows else None
+
+    def mine(*qkv):
+        return kernels.attend(cfg, "cudnn", *qkv, places, places, window)
+
+    def reference(*qkv):
+        wide = (x.astype(jnp.float32) for x in qkv)
+        return kernels.attend(cfg, "xla", *wide, places, places, window)
+
+    check(mine, reference, queries_keys_values(cfg, 2, 256, "bfloat16"), places, 2e-2)
+
+
 @pytest.mark.parametrize(
     ("platform", "row_length", "changes", "kernel"),
     [
