@@ -70,15 +70,15 @@ class Ours:
         else:
             model = Decoder(random_shape(given["sizes"], self.dtype))
             self.params = random_params(model, self.mesh, 0)
+        placed = {key: given[key] for key in ("remat", "unroll")}
+        cfg = dataclasses.replace(model.cfg, dtype=self.dtype, **placed)
         kernel = choose_attention(
             given["attention"],
-            model.cfg,
+            cfg,
             platform=jax.default_backend(),
             row_length=given["length"],
         )
-        placed = {key: given[key] for key in ("remat", "unroll")}
-        cfg = dataclasses.replace(model.cfg, attention=kernel, dtype=self.dtype, **placed)
-        self.model = Decoder(cfg, model.origin)
+        self.model = Decoder(dataclasses.replace(cfg, attention=kernel), model.origin)
         self.rng = np.random.default_rng(0)
         self.state = None
 

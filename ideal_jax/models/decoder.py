@@ -55,8 +55,7 @@ REMAT: dict[str, Any] = {
     "none": _policies.everything_saveable,
     "full": _policies.nothing_saveable,  # but for the block's input
     "dots": _policies.save_from_both_policies(  # results of matrix products and of attention
-        _policies.dots_with_no_batch_dims_saveable,
-        _policies.save_only_these_names("attention"),
+        _policies.dots_with_no_batch_dims_saveable, kernels.save_attention
     ),
     "offload": _policies.save_and_offload_only_these_names(  # the block's input, on the host
         names_which_can_be_saved=[],
@@ -197,7 +196,7 @@ class Attention(nn.Module):
         y_BxTxNxH = kernels.attend(
             c, kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, where.queries, keys, kind.get("window")
         )
-        y = checkpoint_name(y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim), "attention")
+        y = y_BxTxNxH.reshape(B, T, c.n_heads * c.head_dim)
         o = Dense(c.d_model, ("heads", "embed"), c, c.o_bias, init=_residual_init(c), name="o")
         return o(y), cache
 

@@ -5,16 +5,17 @@
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ideal_jax.errors import UserError
 from ideal_jax.models import attention
 from ideal_jax.models.attention import Places
 from ideal_jax.models.config import DecoderConfig
-from ideal_jax.models.splash import splash
+from ideal_jax.models.splash import SAVED, splash
 
 KERNELS = ("xla", "blocked", "splash", "cudnn")
 
@@ -46,9 +47,20 @@ def attend(
     if kernel == "cudnn":
         return fused_on_gpu(*qkv, queries, window, scale=scale)
     if kernel == "blocked":
-        return attention.attend_blocked(*qkv, queries, window, scale=scale, softcap=softcap)
-    mask = attention.visible(queries, keys, window)
-    return attention.attend(*qkv, mask, scale=scale, softcap=softcap)
+        y = attention.attend_blocked(*qkv, queries, window, scale=scale, softcap=softcap)
+    else:
+        mask = attention.visible(queries, keys, window)
+        y = attention.attend(*qkv, mask, scale=scale, softcap=softcap)
+    return checkpoint_name(y, SAVED)
+
+
+def save_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    """A policy of ``jax.checkpoint``: what the backward pass of attention needs is kept.
+
+    Splash names its results and their normalisers, as the others name theirs; cuDNN does not.
+    """
+    named: bool = jax.checkpoint_policies.save_only_these_names(SAVED)(primitive, *_, **params)
+    return named or primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def fused_on_gpu(

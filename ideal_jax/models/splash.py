@@ -8,6 +8,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from ideal_jax import sharding
 
+SAVED = "attention"  # the name of what a policy of ``jax.checkpoint`` may keep
 _LANES = 128  # a block of keys is a multiple of this
 
 
@@ -95,7 +96,7 @@ def _kernel(
             use_fused_bwd_kernel=True,
         ),
         attn_logits_soft_cap=softcap or None,
-        residual_checkpoint_name="attention",
+        residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
 

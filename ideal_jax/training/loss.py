@@ -74,7 +74,9 @@ def blocked_nll(
         logits = soft_capped(logits, softcap)
         real = jnp.arange(logits.shape[-1]) < vocab_size
         logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-        chosen = jnp.take_along_axis(logits, targets_BxC[..., None], axis=-1)[..., 0]
+        # A sum, whose gradient is part of the softmax's; a look-up's would be scattered to memory.
+        target = jnp.arange(logits.shape[-1]) == targets_BxC[..., None]
+        chosen = jnp.sum(jnp.where(target, logits, 0), axis=-1)
         return constrain(jax.nn.logsumexp(logits, axis=-1) - chosen, "batch", None)
 
     _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
