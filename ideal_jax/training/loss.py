@@ -72,15 +72,34 @@ def blocked_nll(
             logits = along(times, logits, h_BxCxD, tangents_RxDxV, *steps_RxBxU)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         logits = soft_capped(logits, softcap)
-        real = jnp.arange(logits.shape[-1]) < vocab_size
-        logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-        # A sum, whose gradient is part of the softmax's; a look-up's would be scattered to memory.
-        target = jnp.arange(logits.shape[-1]) == targets_BxC[..., None]
-        chosen = jnp.sum(jnp.where(target, logits, 0), axis=-1)
-        return constrain(jax.nn.logsumexp(logits, axis=-1) - chosen, "batch", None)
+        if logits.shape[-1] > vocab_size:
+            real = jnp.arange(logits.shape[-1]) < vocab_size
+            logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
+        return constrain(_nll(logits, targets_BxC), "batch", None)
 
     _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
     return nll_NxBxC.swapaxes(0, 1).reshape(-1, blocks * block)[:, :T]
+
+
+@jax.custom_jvp
+def _nll(logits_BxCxV: jax.Array, targets_BxC: jax.Array) -> jax.Array:
+    """−log softmax at the targets, BxC. Its derivative is written out, as one pass over logits."""
+    return _nll_and_derivative(logits_BxCxV, targets_BxC)[0]
+
+
+@_nll.defjvp
+def _nll_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    nll_BxC, derivative_BxCxV = _nll_and_derivative(*primals)
+    return nll_BxC, jnp.sum(derivative_BxCxV * tangents[0], axis=-1)
+
+
+def _nll_and_derivative(
+    logits_BxCxV: jax.Array, targets_BxC: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    target = jnp.arange(logits_BxCxV.shape[-1]) == targets_BxC[..., None]
+    normaliser_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
+    nll_BxC = normaliser_BxC - jnp.sum(jnp.where(target, logits_BxCxV, 0), axis=-1)
+    return nll_BxC, jnp.exp(logits_BxCxV - normaliser_BxC[..., None]) - target
 
 
 def decoder_nll(model: Decoder, block: int = 128) -> Callable[..., jax.Array]:
