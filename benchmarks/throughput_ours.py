@@ -20,6 +20,7 @@ from ideal_jax.models import Decoder, DecoderConfig, choose_attention, load_hf, 
 from ideal_jax.training.loop import start_state
 
 BASE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
+MAX_SEGMENTS = 33  # data.max_segments of the large configs, and padding
 SAME = {"learning_rate": 1e-4, "warmup": 0.0, "schedule": "constant", "clip_norm": 1.0}
 SAME |= {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.0}
 
@@ -71,6 +72,7 @@ class Ours:
             model = Decoder(random_shape(given["sizes"], self.dtype))
             self.params = random_params(model, self.mesh, 0)
         placed = {key: given[key] for key in ("remat", "unroll")}
+        placed["max_segments"] = 0 if on_cpu else MAX_SEGMENTS
         cfg = dataclasses.replace(model.cfg, dtype=self.dtype, **placed)
         kernel = choose_attention(
             given["attention"],
@@ -103,7 +105,7 @@ class Ours:
             for _ in range(given["steps"]):
                 rows = batch_of(self.tokens(given["rows"], given["length"]), given["packed"])
                 self.state, metrics = self.step(self.state, sharding.place(self.mesh, rows))
-        loss = float(metrics.loss)
+        loss, self.params = float(metrics.loss), self.state.params
         seconds = time.perf_counter() - started
         tokens = given["steps"] * given["rows"] * given["length"]
         return {"rate": tokens / seconds, "loss": loss, "detail": self.model.cfg.attention}
@@ -134,6 +136,7 @@ class Ours:
                 curvature=[curvature],
                 estimator="ekfac",
                 uncovered="drop",
+                max_factor=given["max_factor"],
                 key=jax.random.key(0),
             )
         return {"rate": time.perf_counter() - started, "detail": "EK-FAC over the MLPs"}

@@ -2,6 +2,7 @@
 
     python benchmarks/training_throughput.py [--smoke] [--what=train,generate,influence]
         [--device=cpu|gpu] [--shape=42m|llama3.2-1b|llama3-8b] [--rows=4] [--length=512]
+        [--max-factor=8192]
         [--packed=1] [--attention=auto] [--remat=none] [--block=128]
         [--unroll=1] [--compile]
         [--steps=3] [--repeats=7]
@@ -12,7 +13,8 @@ transformers writes once), both stay alive and take turns, and a ratio is that o
 each other. On GPU each draws its parameters on the device and one follows the other; parameters and
 gradients are bfloat16, and so is the first moment, the second too in torch (ours is float32). torch
 computes with scaled_dot_product_attention, a fused AdamW, as many threads as there are processors
-and, if asked, torch.compile. Influence has no counterpart there.
+and, if asked, torch.compile. Influence has no counterpart there. A process's peak is that of all it
+has done.
 
 MFU = FLOPs / seconds / peak, with 6·P + 6·L·N·H·T/packed FLOPs a token for training: P parameters
 in matrix products (the output matrix is one, the embedding's look-up is none), and the lower
@@ -68,30 +70,36 @@ class Side:
 
 def main():
     arguments = parse()
+    kinds = arguments.what.split(",")
     with tempfile.TemporaryDirectory() as folder:
         given = {**vars(arguments), "folder": folder, "sizes": SHAPES[arguments.shape]}
         if arguments.device == "cpu":
             from throughput_peer import random_llama
 
             random_llama(given, "cpu").save_pretrained(folder)
-        for what in arguments.what.split(","):
-            names = ["ours"] if what == "influence" else list(SIDES)
-            report(what, measure(what, names, given), arguments)
+            found = {}
+            for kind in kinds:
+                found |= measure([kind], ["ours"] if kind == "influence" else list(SIDES), given)
+        else:
+            ours = measure(kinds, ["ours"], given)
+            theirs = measure([kind for kind in kinds if kind != "influence"], ["torch"], given)
+            found = {kind: ours[kind] | theirs.get(kind, {}) for kind in kinds}
+    for kind, results in found.items():
+        report(kind, results, arguments)
 
 
-def measure(what, names, given):
-    """{side: results in the order of measurement}, all warm."""
-    found = {name: [] for name in names}
-    together = [names] if given["device"] == "cpu" else [[name] for name in names]
-    for group in together:
-        sides = {name: Side(name, given) for name in group}
-        for side in sides.values():
-            side.ask(what)  # compiles
-        for _ in range(given["repeats"]):
+def measure(kinds, names, given):
+    """{kind: {side: results in the order of measurement}}, all warm; the sides take turns."""
+    sides = {name: Side(name, given) for name in names}
+    found = {kind: {name: [] for name in names} for kind in kinds}
+    for kind in kinds:
+        for turn in range(1 + given["repeats"]):  # the first one compiles
             for name, side in sides.items():
-                found[name].append(side.ask(what))
-        for side in sides.values():
-            side.close()
+                result = side.ask(kind)
+                print(kind, name, f"turn {turn}", result, file=sys.stderr, flush=True)
+                found[kind][name] += [result] if turn else []
+    for side in sides.values():
+        side.close()
     return found
 
 
@@ -138,6 +146,7 @@ def parse():
     parser.add_argument("--remat", default="none", help="ours; torch: checkpointing unless none")
     parser.add_argument("--block", type=int, default=128, help="our loss.block")
     parser.add_argument("--unroll", type=int, default=1, help="our model.unroll")
+    parser.add_argument("--max-factor", type=int, default=8192, help="influence.max_factor")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)

@@ -8,6 +8,7 @@ from ideal_jax.models.attention import RopeScaling
 
 _HOW = (
     "attention",
+    "max_segments",
     "remat",
     "unroll",
 )  # fields that change how fast, not what: no part of a saved model
@@ -45,6 +46,8 @@ class DecoderConfig:
       dtype: of activations.  param_dtype: of parameters.
       attention: the kernel of training and evaluation (``kernels.attend``): "xla", "blocked",
         "splash" or "cudnn".
+      max_segments: in a row, padding being one, at most; "cudnn" then leaves out what no token
+        sees. 0: any number.
       remat: what the backward pass recomputes (``decoder.REMAT``): "none", "full", "dots" or
         "offload"; with "none" the loss keeps the logits of all positions too.
       unroll: layers that the loop over layers computes in one go; more compile longer.
@@ -75,6 +78,7 @@ class DecoderConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     attention: str = "xla"
+    max_segments: int = 0
     remat: str = "none"
     unroll: int = 1
     rope_scaling: RopeScaling | None = None

@@ -108,14 +108,18 @@ def with_attention(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Deco
     Raises:
       UserError: the kernel that was asked for cannot run it here.
     """
+    device = mesh.devices.flat[0]
     kernel = choose_attention(
         config.model.attention,
         model.cfg,
-        platform=mesh.devices.flat[0].platform,
+        platform=device.platform,
         row_length=config.data.row_length,
         tensor=mesh.shape["tensor"],
     )
-    return Decoder(dataclasses.replace(model.cfg, attention=kernel), model.origin)
+    by_segment = float(getattr(device, "compute_capability", 0)) >= 9  # Hopper and later
+    most = config.data.max_segments + 1 if kernel == "cudnn" and by_segment else 0
+    cfg = dataclasses.replace(model.cfg, attention=kernel, max_segments=most)
+    return Decoder(cfg, model.origin)
 
 
 def init_tokenizer(init: str) -> str:

@@ -159,10 +159,17 @@ def test_what_cudnn_is_asked_for_is_the_reference(case):
     check(mine, reference, queries_keys_values(cfg, 2, 100), places, 1e-5)
 
 
+def test_segments_have_lengths_and_starts():
+    lengths, starts = kernels.segment_bounds(jnp.asarray([[1, 1, 2, 3, 0, 0], [0] * 6]), 5)
+    assert lengths.tolist() == [[2, 1, 1, 2, -1], [6, -1, -1, -1, -1]]
+    assert starts.tolist() == [[0, 2, 3, 4, -1, -1], [0, -1, -1, -1, -1, -1]]
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("max_segments", [0, 4, 9])
 @pytest.mark.parametrize("case", ["plain", "window", "mha", "scale"])
-def test_cudnn_itself_is_the_reference(case):
-    cfg, places = config(case, head_dim=64), packed(2, 256)
+def test_cudnn_itself_is_the_reference(case, max_segments):
+    cfg, places = config(case, head_dim=64, max_segments=max_segments), packed(2, 256)
     window = jnp.asarray(40, jnp.int32) if cfg.windows else None
 
     def mine(*qkv):

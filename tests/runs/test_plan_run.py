@@ -74,9 +74,11 @@ def test_flops_are_the_compilers(remat):
     s = plain(batch=2, n_layers=1, d_model=512, head_dim=128, d_ff=1408, vocab_size=4096)
     s = s._replace(cfg=dataclasses.replace(s.cfg, remat=remat), block=s.length)
     counted = train_program(s).lower().compile().cost_analysis()["flops"]
-    # Without a loop XLA sees that the logits of the backward pass are those of the forward pass.
-    parts = tuple(part for part in layers.REPEATED[remat] if part != "logits")
-    assert train_work(s, parts).flops == pytest.approx(counted, rel=0.03)
+    # Without a loop some releases of XLA see that the logits of the backward pass are those of the
+    # forward pass.
+    kept = tuple(part for part in layers.REPEATED[remat] if part != "logits")
+    expected = [train_work(s, parts).flops for parts in (layers.REPEATED[remat], kept)]
+    assert counted in [pytest.approx(flops, rel=0.03) for flops in expected]
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
