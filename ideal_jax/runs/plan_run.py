@@ -1,5 +1,6 @@
 """``ideal-jax plan``: will it fit, how fast will it be, what will it cost?"""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from ideal_jax.errors import UserError
 from ideal_jax.models import Decoder
 from ideal_jax.runs.base_model import with_attention
 from ideal_jax.runs.planning import search
-from ideal_jax.runs.planning.aot import compile_program, tpu_devices
+from ideal_jax.runs.planning.aot import compile_program, described_devices
 from ideal_jax.runs.planning.forecast import forecast
+from ideal_jax.runs.planning.memory import USABLE
 from ideal_jax.runs.planning.programs import programs
 from ideal_jax.runs.planning.setting import Amounts, Setting, read_amounts, read_setting
 from ideal_jax.runs.planning.tables import print_candidates, print_compiled, print_plan
@@ -93,24 +95,24 @@ def _compiled(
 
 def _cannot_compile(s: Setting) -> str:
     """Why not; "" if it can."""
-    if s.topology.platform == "tpu":
-        try:
-            tpu_devices(s.topology.slice_name, s.topology.slices)
-        except UserError as error:
-            return str(error)
-        return ""
-    if s.topology.platform == "cpu" and s.topology.devices <= jax.device_count():
-        return ""
-    return f"this machine cannot compile for {s.topology.name}"
+    if s.topology.platform == "cpu":
+        enough = s.topology.devices <= jax.device_count()
+        return "" if enough else f"this machine cannot compile for {s.topology.name}"
+    try:
+        described_devices(s.topology)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _compile_all(
     config: Any, s: Setting, amounts: Amounts, reporter: Reporter
 ) -> Iterator[dict[str, Any]]:
     topology = s.topology
-    devices = list(jax.devices())[: topology.devices]
-    if topology.platform == "tpu":
-        devices = list(tpu_devices(topology.slice_name, topology.slices))
+    if topology.platform == "cpu":
+        devices = list(jax.devices())[: topology.devices]
+    else:
+        devices = list(described_devices(topology))
     mesh = sharding.make_mesh(
         replica=s.replica,
         fsdp=s.fsdp,
@@ -123,11 +125,17 @@ def _compile_all(
         chosen.training.micro_batches = s.micro_batches
         chosen.influence = s.influence
     model = with_attention(chosen, Decoder(s.cfg), mesh)
+    # Tracing cuDNN's attention by segment asks what GPU is here; a mask takes the same memory.
+    model = Decoder(dataclasses.replace(model.cfg, max_segments=0))
     cache = cache_folder(config.data.cache) / "compiled"
     for program in programs(chosen, model, mesh, amounts.tangents):
         with reporter.phase(f"compile {program.name}") as advance:
             tell = functools.partial(_seconds, advance)
-            yield compile_program(program, cache, tell)._asdict()
+            compiled = compile_program(program, cache, tell)
+        if topology.platform != "tpu":  # whose compiler refuses what does not fit
+            usable = USABLE * topology.chip.hbm_bytes
+            compiled = compiled._replace(fits=compiled.peak_bytes <= usable)
+        yield compiled._asdict()
 
 
 def _seconds(advance: Advance, passed: float) -> None:

@@ -1,7 +1,8 @@
 """Programs compiled ahead of time for devices that are not there, and what the compiler says.
 
-PyPI's libtpu compiles for any TPU on a machine that has none. What has been compiled is kept in a
-cache by the digest of the program, so a plan asked for again costs only the tracing.
+PyPI's libtpu compiles for any TPU on a machine that has none, JAX's CUDA plugin for any GPU. What
+has been compiled is kept in a cache by the digest of the program, so a plan asked for again costs
+only the tracing.
 """
 
 import contextlib
@@ -25,8 +26,10 @@ from jax.experimental import topologies
 from ideal_jax.errors import UserError
 from ideal_jax.landing import landing
 from ideal_jax.runs.planning.counted import matrix_flops
+from ideal_jax.runs.planning.gpus import target_config
 from ideal_jax.runs.planning.hlo import collective_bytes
 from ideal_jax.runs.planning.programs import Program
+from ideal_jax.runs.planning.topology import Topology
 
 # libtpu looks for the machine's own TPU: it asks a cloud what the machine is, writes logs, and
 # takes a lock that keeps other processes out. Nothing of that is wanted where it only compiles.
@@ -79,6 +82,17 @@ class Compiled(NamedTuple):
     refusal: str
 
 
+def described_devices(topology: Topology) -> tuple[Any, ...]:
+    """Descriptions of TPUs or GPUs that programs can be compiled for.
+
+    Raises:
+      UserError: what compiles for them is not installed, or knows no such machine.
+    """
+    if topology.platform == "tpu":
+        return tpu_devices(topology.slice_name, topology.slices)
+    return _gpu_devices(topology)
+
+
 @functools.cache
 def tpu_devices(name: str, slices: int = 1) -> tuple[Any, ...]:
     """Descriptions of the devices of a TPU slice such as ``v5e:4x8``.
@@ -96,6 +110,17 @@ def tpu_devices(name: str, slices: int = 1) -> tuple[Any, ...]:
         )
     except Exception as error:
         raise UserError(f"plan.topology={name}: {_first_line(error)}") from error
+    return tuple(described.devices)
+
+
+@functools.cache
+def _gpu_devices(topology: Topology) -> tuple[Any, ...]:
+    if not _cuda_plugin():
+        raise UserError('compiling for GPUs needs JAX\'s plugin: pip install "ideal-jax[cuda]"')
+    hosts, each = topology.devices // topology.near, topology.near
+    described = topologies.get_topology_desc(
+        "", "cuda", target_config=target_config(topology.chip), topology=f"1x{hosts}x{each}"
+    )
     return tuple(described.devices)
 
 
@@ -150,7 +175,8 @@ def _compile(
         if needed is None:
             raise UserError(f"{program.name} does not compile: {_first_line(error)}") from error
         return _refused(program.name, seconds, needed + beside, flops, by_class, _first_line(error))
-    memory, cost = executable.memory_analysis(), executable.cost_analysis()
+    memory = executable.memory_analysis()
+    cost = executable.cost_analysis() or {}  # none for GPUs that are not there
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     code = memory.generated_code_size_in_bytes
     return Compiled(
@@ -227,7 +253,6 @@ def _waiting(work: Callable[[], Any], advance: Callable[[float], None]) -> Any:
 
 def _digest(program: Program, lowered: Any) -> str:
     device = program.mesh.devices.flat[0]
-    libtpu = importlib.util.find_spec("libtpu")
     about = [
         _FORMAT,
         program.name,
@@ -235,16 +260,22 @@ def _digest(program: Program, lowered: Any) -> str:
         program.mesh.devices.shape,
         [str(d) for d in program.mesh.devices.flat],
         jax.__version__,
-        _libtpu_version() if libtpu else "",
+        _version("libtpu") if device.platform == "tpu" else _cuda_plugin(),
     ]
     sha = hashlib.sha256(json.dumps(about).encode())
     sha.update(lowered.as_text().encode())
     return sha.hexdigest()[:32]
 
 
-def _libtpu_version() -> str:
+def _cuda_plugin() -> str:
+    """Name and version of the one that is installed, the newest; "": none."""
+    versions = (f"{name} {_version(name)}" for name in ("jax-cuda13-plugin", "jax-cuda12-plugin"))
+    return next((version for version in versions if not version.endswith(" ")), "")
+
+
+def _version(package: str) -> str:
     try:
-        return importlib.metadata.version("libtpu")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 

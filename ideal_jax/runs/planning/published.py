@@ -1,11 +1,13 @@
 """Speeds that others published, and the efficiency of each chip that they give.
 
-All of MaxText: bf16 activations, float32 parameters and Adam (70B on v6e:4x8: all bf16), flash
-attention. v5e and v5p: ``MaxText/configs/v5e/README.md`` and ``v5p/README.md`` with the scripts
-beside them; Llama 2 70B on v5p: ``docs/reference/models/tiering.md`` and ``v5p/llama2_70b.sh``;
-v6e: the logs in ``training/trillium`` of AI-Hypercomputer/tpu-recipes; H100:
+All but H200's of MaxText: bf16 activations, float32 parameters and Adam (70B on v6e:4x8: all
+bf16), flash attention. v5e and v5p: ``MaxText/configs/v5e/README.md`` and ``v5p/README.md`` with
+the scripts beside them; Llama 2 70B on v5p: ``docs/reference/models/tiering.md`` and
+``v5p/llama2_70b.sh``; v6e: the logs in ``training/trillium`` of AI-Hypercomputer/tpu-recipes; H100:
 ``MaxText/configs/a3/llama_2_7b``. Where only FLOP/s are given they are turned into tokens/s by the
-count they were made with: attention not halved.
+count they were made with: attention not halved. H200: this project's own (docs/benchmarks.md), all
+bf16 but the second moment; rows of four examples count as four rows, which is what attention
+computes.
 """
 
 import functools
@@ -47,8 +49,8 @@ class Point(NamedTuple):
     replica: int = 1
 
 
-def _shape(D: int, N: int, K: int, F: int, L: int, V: int) -> DecoderConfig:
-    return DecoderConfig(V, D, L, N, K, 128, F, tie_embeddings=False, dtype="bfloat16")
+def _shape(D: int, N: int, K: int, F: int, L: int, V: int, H: int = 128) -> DecoderConfig:
+    return DecoderConfig(V, D, L, N, K, H, F, tie_embeddings=H == 64, dtype="bfloat16")
 
 
 MODELS = {
@@ -59,6 +61,7 @@ MODELS = {
     "default 256B": _shape(16384, 128, 128, 57344, 64, 32000),
     "Llama 2 7B": _shape(4096, 32, 32, 11008, 32, 32000),
     "Llama 2 70B": _shape(8192, 64, 8, 28672, 80, 32000),
+    "Llama 3.2 1.24B": _shape(2048, 32, 8, 8192, 16, 128256, H=64),
     "Llama 3.1 8B": _shape(4096, 32, 8, 14336, 32, 128256),
     "Llama 3.1 70B": _shape(8192, 64, 8, 28672, 80, 128256),
     "Llama 3.1 405B": _shape(16384, 128, 8, 53248, 126, 128256),
@@ -95,9 +98,13 @@ POINTS = {
         Point("Llama 2 7B", "h100:64", 4096, 4, (), tera=409, replica=8),
         Point("Llama 2 7B", "h100:128", 4096, 4, (), tera=375, replica=16),
     ),
+    "H200": (
+        Point("Llama 3.2 1.24B", "h200:1", 1024, 16, (), tokens=66440),
+        Point("Llama 3.1 8B", "h200:1", 1024, 12, ("logits",), tokens=11638),
+    ),
 }
 # Chips without a published speed: the one that is most like them. A CPU's peak is a guess anyway.
-_LIKE = {"v4": "v5p", "H200": "H100", "A100-40": "H100", "A100-80": "H100"}
+_LIKE = {"v4": "v5p", "A100-40": "H100", "A100-80": "H100"}
 
 
 def efficiency(chip: str) -> float:
