@@ -128,7 +128,8 @@ def _compile_all(
     # Tracing cuDNN's attention by segment asks what GPU is here; a mask takes the same memory.
     model = Decoder(dataclasses.replace(model.cfg, max_segments=0))
     cache = cache_folder(config.data.cache) / "compiled"
-    for program in programs(chosen, model, mesh, amounts.tangents):
+    does = {"generates": bool(amounts.prompts), "influences": bool(amounts.updates)}
+    for program in programs(chosen, model, mesh, amounts.tangents, **does):
         with reporter.phase(f"compile {program.name}") as advance:
             tell = functools.partial(_seconds, advance)
             compiled = compile_program(program, cache, tell)
@@ -155,6 +156,8 @@ def _does_not_fit(plan: dict[str, Any], s: Setting, amounts: Amounts) -> str:
     if near is None:
         return f"{text}; nothing near it does"
     changes, found = near
+    if not changes:
+        return f"{text}, though by formula it takes {found.room.needed / 2**30:.1f} GiB a device"
     return f"{text}; it does with {_flags(changes, {})} ({found.room.needed / 2**30:.1f} GiB)"
 
 

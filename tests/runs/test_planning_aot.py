@@ -19,7 +19,9 @@ from ideal_jax.models import Decoder, DecoderConfig
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import aot, programs
 from ideal_jax.runs.planning.counted import matrix_flops
+from ideal_jax.runs.planning.gpus import target_config
 from ideal_jax.runs.planning.hlo import collective_bytes
+from ideal_jax.runs.planning.topology import parse_topology
 from ideal_jax.training.loss import blocked_nll
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -229,3 +231,26 @@ def test_a_training_step_needs_the_memory_that_was_planned():
     assert told["planned_arguments"] == pytest.approx(told["arguments"], rel=1e-3)
     assert told["by_class"] == pytest.approx(told["arguments"], rel=1e-3)
     assert told["work"] == pytest.approx(told["planned_work"], rel=0.15)
+
+
+def test_gpus_are_described_to_the_compiler():
+    """The CUDA plugin itself is too large to be part of the tests' environment."""
+    if not aot._cuda_plugin():
+        with pytest.raises(UserError, match=r"needs JAX's plugin: pip install .ideal-jax\[cuda\]"):
+            aot.described_devices(parse_topology("h100:16"))
+        return
+    devices = aot.described_devices(parse_topology("h100:16"))
+    assert [d.process_index for d in devices] == [0] * 8 + [1] * 8
+    mesh = sharding.make_mesh(fsdp=16, devices=devices)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=split)
+    found = jax.jit(lambda x: x.T @ x).lower(x).compile()
+    assert sum(collective_bytes(found.as_text()).values()) >= 2 * 4096**2
+
+
+@pytest.mark.parametrize("name", ["a100-40:1", "a100:8", "h100:8", "h200:1"])
+def test_every_gpu_has_a_description(name):
+    chip = parse_topology(name).chip
+    told = target_config(chip)
+    assert f"device_memory_size: {chip.hbm_bytes}\n" in told
+    assert told.count("{") == told.count("}")

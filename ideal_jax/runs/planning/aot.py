@@ -42,7 +42,7 @@ _NO_TPU = {
     "TPU_WORKER_ID": "0",
 }
 # Raised when the fields of ``Compiled`` change their meaning.
-_FORMAT = 4
+_FORMAT = 5
 
 
 class Compiled(NamedTuple):

@@ -206,8 +206,9 @@ def _tapped(s: Setting, formed: float) -> Bytes:
 def _generation(s: Setting, a: Amounts) -> Bytes:
     rows, prompt = math.ceil(s.eval_batch / s.ways), s.length  # the longest there may be
     heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
+    merged = layers.whole_scalars(s.cfg) * s.param_bytes / (s.fsdp * s.tensor)
     return {
-        "params": _params(s),
+        "params": _params(s) + merged * (s.cfg.lora is not None),
         "cache": rows * (prompt + a.new_tokens) * s.cfg.n_layers * heads,
         "gathered": _gathered(s, gradients=False),
         "at work": rows * prompt * _tape(s),

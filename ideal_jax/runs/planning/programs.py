@@ -53,7 +53,15 @@ class Program(NamedTuple):
         return traced
 
 
-def programs(config: Any, model: Decoder, mesh: Mesh, tangents: int) -> Iterator[Program]:
+def programs(
+    config: Any,
+    model: Decoder,
+    mesh: Mesh,
+    tangents: int,
+    *,
+    generates: bool = True,
+    influences: bool = True,
+) -> Iterator[Program]:
     """Every program of a run that may decide whether it fits.
 
     Args:
@@ -61,14 +69,17 @@ def programs(config: Any, model: Decoder, mesh: Mesh, tangents: int) -> Iterator
       model: with the attention of the mesh's platform (``base_model.with_attention``).
       mesh: of any devices, there or not.
       tangents: right-hand sides solved and scored at one time.
+      generates, influences: whether the run does.
     """
     params, frozen = _trained(model, mesh)
     train = train_program(config, model, mesh, params, frozen)
     yield train
     # The state of a training stays until its round is over.
     held = {"params": params, "optimizer": train.classes["optimizer"], "frozen": frozen}
-    yield generate_program(config, model, mesh, held)
-    yield from influence_programs(config, model, mesh, held, tangents)
+    if generates:
+        yield generate_program(config, model, mesh, held)
+    if influences:
+        yield from influence_programs(config, model, mesh, held, tangents)
 
 
 def train_program(config: Any, model: Decoder, mesh: Mesh, params: Any, frozen: Any) -> Program:
@@ -113,14 +124,14 @@ def influence_programs(
     problem = decoder_problem(model, options.layers, options.max_factor)
     placement, rows = Placement.of(params), _rows(mesh, options.batch_size)
     length = config.data.row_length
-    packed = lora.with_frozen(abstract_batch(mesh, rows, length, config.data.max_segments), frozen)
+    packed = abstract_batch(mesh, rows, length, config.data.max_segments)
     vectors = _stacked(mesh, params, tangents)
     kinds = {**held, "batch": packed, "vectors": vectors}
-    arguments: tuple[Any, ...] = (problem.example_loss, placement, params, packed)
+    batch = lora.with_frozen(packed, frozen)
+    arguments: tuple[Any, ...] = (problem.example_loss, placement, params, batch)
     yield Program("gradient", gradient_sums, arguments, kinds, mesh)
 
-    single = lora.with_frozen(abstract_batch(mesh, rows, length, 1), frozen)
-    kinds = {**held, "batch": single}
+    kinds = {**held, "batch": abstract_batch(mesh, rows, length, 1)}
     if options.estimator in KRONECKER:
         chosen = Options(
             max_factor=options.max_factor,
@@ -134,6 +145,7 @@ def influence_programs(
         held = {**held, "curvature": fitted}
         kinds = {**kinds, "curvature": fitted}
     if options.estimator == "ggn_cg":
+        single = lora.with_frozen(kinds["batch"], frozen)
         arguments = (problem, placement, params, vectors, single)
         yield Program("product", product_sum, arguments, {**kinds, "vectors": vectors}, mesh)
 
@@ -141,7 +153,7 @@ def influence_programs(
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, params, tangents + extra)
     kinds = {**held, "batch": packed, "vectors": along}
-    arguments = (problem, placement, params, along, packed)
+    arguments = (problem, placement, params, along, batch)
     yield Program("score", batch_scores, arguments, kinds, mesh)
 
 
@@ -169,7 +181,7 @@ def _kronecker(
     mesh: Mesh,
 ) -> Generator[Program, None, Blocks]:
     """Factors, their eigenbasis, its eigenvalues and the solve; returns what is fitted."""
-    params, batch = kinds["params"], kinds["batch"]
+    params, batch = kinds["params"], lora.with_frozen(kinds["batch"], kinds["frozen"])
     key = jax.eval_shape(lambda: jax.random.key(0))
     groups = layer_groups(problem, options.layer_groups)
     refit = estimator != "kfac"

@@ -182,7 +182,7 @@ def planned_decoder(config: Any) -> DecoderConfig:
       UserError: ``model.init`` is not a folder and ``plan.model`` is not set.
     """
     options = config.model
-    how = {key: options[key] for key in ("dtype", "param_dtype", "remat")}
+    how = {key: options[key] for key in ("dtype", "param_dtype", "remat", "unroll")}
     folder = config.plan.model or options.init
     if folder == "random":
         skipped = ("init", "attention")
