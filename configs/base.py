@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
     c.plan = pl = ConfigDict()  # ideal-jax plan: will it fit, how fast, what will it cost?
     pl.topology = ""  # [runtime] machine: v5e:4x8, v5p:4x4x8, 2*v6e:16x16, h100:8, h200:1, cpu:1
     pl.search = False  # [runtime] also look for the best mesh, remat and micro-batches
-    pl.compile = True  # [runtime] compile ahead of time where that is possible (TPU, this machine)
+    pl.compile = True  # [runtime] compile ahead of time, where what compiles for it is installed
     pl.price = 0.0  # [runtime] money for one device and hour; 0: none is told
     pl.model = ""  # [runtime] folder with the model's config.json; empty: model.init is one
     pl.examples = 50000  # [runtime] train examples of all domains, if not in mixture.counts
