@@ -206,9 +206,11 @@ def _tapped(s: Setting, formed: float) -> Bytes:
 def _generation(s: Setting, a: Amounts) -> Bytes:
     rows, prompt = math.ceil(s.eval_batch / s.ways), s.length  # the longest there may be
     heads = 2 * s.cfg.n_kv_heads * s.cfg.head_dim * s.activation_bytes / s.tensor
-    merged = layers.whole_scalars(s.cfg) * s.param_bytes / (s.fsdp * s.tensor)
+    # Adapters are merged into a copy, and a tied output matrix is transposed.
+    copied = layers.whole_scalars(s.cfg) * (s.cfg.lora is not None)
+    copied += s.cfg.d_model * s.cfg.padded_vocab * s.cfg.tie_embeddings
     return {
-        "params": _params(s) + merged * (s.cfg.lora is not None),
+        "params": _params(s) + copied * s.param_bytes / (s.fsdp * s.tensor),
         "cache": rows * (prompt + a.new_tokens) * s.cfg.n_layers * heads,
         "gathered": _gathered(s, gradients=False),
         "at work": rows * prompt * _tape(s),
