@@ -116,8 +116,8 @@ def with_attention(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Deco
         row_length=config.data.row_length,
         tensor=mesh.shape["tensor"],
     )
-    by_segment = float(getattr(device, "compute_capability", 0)) >= 9  # Hopper and later
-    most = config.data.max_segments + 1 if kernel == "cudnn" and by_segment else 0
+    hopper = kernel == "cudnn" and float(getattr(device, "compute_capability", 0)) >= 9
+    most = config.data.max_segments + 1 if hopper else 0
     cfg = dataclasses.replace(model.cfg, attention=kernel, max_segments=most)
     return Decoder(cfg, model.origin)
 
