@@ -2,17 +2,22 @@
 
 import functools
 import itertools
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
-from ideal_jax.models import DecoderConfig, attention, choose_attention, kernels
+from ideal_jax.models import Decoder, DecoderConfig, attention, choose_attention, kernels
 from ideal_jax.models.attention import Places
 from ideal_jax.models.splash import splash
+from ideal_jax.runs.base_model import with_attention
 
+ROOT = pathlib.Path(__file__).parents[2]
 CFG = DecoderConfig(50, 16, 2, 4, 2, 16, 24, dtype="bfloat16")
 CASES = {
     "plain": {},
@@ -165,7 +170,42 @@ def test_segments_have_lengths_and_starts():
     assert starts.tolist() == [[0, 2, 3, 4, -1, -1], [0, -1, -1, -1, -1, -1]]
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+def by_bounds(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type):
+    """What cuDNN computes, each segment by itself from its length and start alone."""
+    assert mask_type == kernels.cudnn.MaskType.PADDING_CAUSAL
+    assert q_seqlen is kv_seqlen
+    assert q_offsets is kv_offsets
+    y = jnp.full(q.shape, jnp.nan)
+    for b, (lengths, starts) in enumerate(zip(q_seqlen.tolist(), q_offsets.tolist(), strict=True)):
+        for length, start in zip(lengths, starts[:-1], strict=True):
+            if length < 0:
+                assert start == -1
+                continue
+            at = (slice(b, b + 1), slice(start, start + length))
+            alone = jax.nn.dot_product_attention(q[at], k[at], v[at], scale=scale, is_causal=True)
+            y = y.at[at].set(alone)
+    return y
+
+
+@pytest.mark.parametrize("max_segments", [4, 9])
+@pytest.mark.parametrize("case", ["plain", "mha", "scale"])
+def test_what_cudnn_is_asked_for_by_segment_is_the_reference(case, max_segments, monkeypatch):
+    cfg, places = config(case, max_segments=max_segments), packed(2, 100)
+    monkeypatch.setattr(kernels.cudnn, "dot_product_attention", by_bounds)
+
+    def mine(q, k, v):
+        return kernels.attend(cfg, "cudnn", q, k, v, places, places, None)
+
+    def reference(q, k, v):
+        return kernels.attend(cfg, "xla", q, k, v, places, places, None)
+
+    check(mine, reference, queries_keys_values(cfg, 2, 100), places, 1e-5)
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu",
+    reason="cuDNN's own kernels run on NVIDIA GPUs only; what they are asked for is tested above",
+)
 @pytest.mark.parametrize("max_segments", [0, 4, 9])
 @pytest.mark.parametrize("case", ["plain", "window", "mha", "scale"])
 def test_cudnn_itself_is_the_reference(case, max_segments):
@@ -220,3 +260,22 @@ def test_a_kernel_that_cannot_run_is_refused(asked, platform, row_length, change
     cfg = config("plain", **changes)
     with pytest.raises(UserError, match=told):
         choose_attention(asked, cfg, platform=platform, row_length=row_length, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "most"),
+    [("gpu", "9.0", 33), ("gpu", "8.0", 0), ("gpu", "gfx942", 0), ("tpu", None, 0)],
+)
+def test_only_hopper_and_later_are_told_how_many_segments_there_are(platform, capability, most):
+    class Device:
+        pass
+
+    device, cfg = Device(), config("plain", head_dim=64)
+    device.platform = platform
+    if capability:
+        device.compute_capability = capability
+    wanted = config_lib.load(ROOT / "configs" / "large.py")
+    if capability == "gfx942":
+        wanted.model.attention = "blocked"
+    mesh = types.SimpleNamespace(devices=np.array([device]), shape={"tensor": 1})
+    assert with_attention(wanted, Decoder(cfg), mesh).cfg.max_segments == most

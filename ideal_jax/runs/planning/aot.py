@@ -268,9 +268,11 @@ def _digest(program: Program, lowered: Any) -> str:
 
 
 def _cuda_plugin() -> str:
-    """Name and version of the one that is installed, the newest; "": none."""
-    versions = (f"{name} {_version(name)}" for name in ("jax-cuda13-plugin", "jax-cuda12-plugin"))
-    return next((version for version in versions if not version.endswith(" ")), "")
+    """Name and version of the newest that is installed; "": none."""
+    for name in ("jax-cuda13-plugin", "jax-cuda12-plugin"):
+        if version := _version(name):
+            return f"{name} {version}"
+    return ""
 
 
 def _version(package: str) -> str:
