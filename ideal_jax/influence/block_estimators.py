@@ -7,7 +7,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.influence.blocks import fit_blocks, fit_diagonal, whole_diagonal
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.options import Options
-from ideal_jax.influence.problem import require
+from ideal_jax.influence.problem import leaf_indices, require
 
 
 def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
@@ -22,7 +22,8 @@ def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
         refit=refit,
         progress=setting.progress,
     )
-    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+    left_out = frozenset(leaf_indices(setting.params)) - blocks.damping.keys()
+    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping(), left_out=left_out)
 
 
 def fit_fisher_diagonal(setting: Setting) -> Fitted:

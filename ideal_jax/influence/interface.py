@@ -40,12 +40,14 @@ class Fitted(NamedTuple):
       damping: absolute λ; of block estimators the mean over the parameters.
       block_damping: λ of each block by parameter name, one per scanned layer.
       smallest_eigenvalue: of H before damping, where it was looked for.
+      left_out: names of the parameters along which every solution is zero.
     """
 
     state: Any
     damping: float
     block_damping: dict[str, tuple[float, ...]]
     smallest_eigenvalue: float | None = None
+    left_out: frozenset[str] = frozenset()
 
 
 class Solve(Protocol):

@@ -208,7 +208,7 @@ def estimate(
     key = jax.random.key(0) if key is None else key
     fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     chunk = tangents or max(len(references), len(domains))
-    solver = Solver(problem, params, chosen, fitted.state, chunk, progress)
+    solver = Solver(problem, params, chosen, fitted.state, chunk, fitted.left_out, progress)
 
     centred = centred and not chosen.domain_mean
     z = float(stats.norm.ppf((1 + confidence) / 2))

@@ -76,7 +76,8 @@ class Problem:
       losses: ``(params, batch) -> (ℓ_B, w_B)``: the same as ``loss`` of ``outputs``, where it can
         be had without all outputs at one time.
       scores: ``(params, tangents, batch) -> (vᵀ∇ℓ [R, B], w_B)`` for each of R tangents v, where it
-        can be had for less than R derivatives of ``losses`` in forward mode.
+        can be had for less than R derivatives of ``losses`` in forward mode. The tangents are like
+        the parameters, with None for leaves along which no v goes.
     """
 
     outputs: Callable[[Tree, Batch], Tree]

@@ -1,7 +1,8 @@
 """Gradients of samples of examples, and per-example directional derivatives."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ideal_jax.influence.problem import (
     Sample,
     Tree,
     example_loss,
+    leaf_name,
     silent,
 )
 
@@ -79,8 +81,9 @@ def example_scores(
 ) -> Scores:
     """vᵀ∇ℓ(x) for every example x and every tangent v on the leading axis of ``tangents``.
 
-    By ``Problem.scores`` where there is one. Without it, and for a single tangent, in forward mode:
-    the primal is computed once a batch, no residuals are kept, no gradient exists.
+    By ``Problem.scores`` where there is one (``tangents`` may then lack leaves). Without it, and
+    for one tangent, in forward mode: the primal is computed once a batch, no residuals are kept,
+    no gradient exists.
     """
     placement, count = Placement.of(params), len(jax.tree.leaves(tangents)[0])
     progress(phase, 0, len(sample.batches))
@@ -121,9 +124,8 @@ def batch_scores(
     problem: Problem | LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """(vᵀ∇ℓ [r, B], w_B) of one batch."""
-    several = len(jax.tree.leaves(tangents)[0]) > 1
-    if several and isinstance(problem, Problem) and problem.scores is not None:
-        return placement.replicated(problem.scores(params, tangents, batch))
+    if reader := _reader(problem, tangents):
+        return placement.replicated(reader(params, tangents, batch))
     loss_fn = example_loss(problem)
 
     def score(tangent: Tree) -> tuple[jax.Array, jax.Array]:
@@ -133,3 +135,18 @@ def batch_scores(
         return wide(l_dot_B), wide(w_B)
 
     return placement.replicated(jax.vmap(score, out_axes=(0, None))(tangents))
+
+
+def without(problem: Problem | LossFn, tangents: Tree, left_out: frozenset[str]) -> Tree:
+    """Tangents whose leaves of these names, all zero, are None where nothing needs them."""
+    if not _reader(problem, tangents):
+        return tangents
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: None if leaf_name(path) in left_out else x, tangents
+    )
+
+
+def _reader(problem: Problem | LossFn, tangents: Tree) -> Callable[..., Any] | None:
+    """``Problem.scores``, where there is one and several tangents."""
+    several = len(jax.tree.leaves(tangents)[0]) > 1
+    return problem.scores if several and isinstance(problem, Problem) else None

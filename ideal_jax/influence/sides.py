@@ -24,17 +24,27 @@ from ideal_jax.influence.problem import (
     example_loss,
 )
 from ideal_jax.influence.ratio import mixing
-from ideal_jax.influence.scores import MeanGradient, Scores, example_scores, mean_gradient
+from ideal_jax.influence.scores import (
+    MeanGradient,
+    Scores,
+    example_scores,
+    mean_gradient,
+    without,
+)
 
 
 class Solver(NamedTuple):
-    """A fitted estimator and what both sides share; ``chunk`` right-hand sides at a time."""
+    """A fitted estimator and what both sides share; ``chunk`` right-hand sides at a time.
+
+    Along the parameters of ``left_out`` every solution is zero.
+    """
 
     problem: Problem | LossFn
     params: Tree
     estimator: Estimator
     state: Any
     chunk: int
+    left_out: frozenset[str]
     progress: Progress
 
 
@@ -117,6 +127,7 @@ def reference_solutions(
             share = v[None, start : start + len(part)]
             trees += [combine(share, tree, placement) for tree in found.values()]
             tangents = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+        tangents = without(solver.problem, tangents, solver.left_out)
         yield Solutions(tangents, names_of_parts, losses, solved.residuals, solved.iterations)
 
 
@@ -176,8 +187,10 @@ def reference_side(
         derivatives = combine(-mixed[start : start + solver.chunk], means, placement)
         solved = solver.estimator.solve(solver.state, derivatives, progress=solver.progress)
         residuals.append(solved.residuals)
+        tangents = without(solver.problem, solved.solutions, solver.left_out)
+        del solved
         for name, sample in references.items():
-            chunks[name].append(_scores(solver, solved.solutions, sample, "reference scores"))
+            chunks[name].append(_scores(solver, tangents, sample, "reference scores"))
             _refuse_weightless("reference", name, chunks[name][-1].weights.sum())
     return ReferenceSide(
         scores={

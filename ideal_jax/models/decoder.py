@@ -395,11 +395,12 @@ def output_matrix(cfg: DecoderConfig, params: Any) -> jax.Array:
 
 def output_directions(cfg: DecoderConfig, directions: Directions) -> Directions | None:
     """Those of ``output_matrix``, DxV; None if it has none (a frozen one)."""
-    tree = directions.tangents
-    if not {"embedding", "head"} & set(tree):
-        return None
-    tangents = tree["embedding"].swapaxes(1, 2) if cfg.tie_embeddings else tree["head"]["kernel"]
-    return directions._replace(tangents=tangents)
+    if cfg.tie_embeddings:
+        tangents = directions.tangents.get("embedding")
+        tangents = None if tangents is None else tangents.swapaxes(1, 2)
+    else:
+        tangents = directions.tangents.get("head", {}).get("kernel")
+    return None if tangents is None else directions._replace(tangents=tangents)
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, slots: int) -> Cache:

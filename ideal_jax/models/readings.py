@@ -22,7 +22,8 @@ class Directions(NamedTuple):
     """Where to read derivatives.
 
     Attributes:
-      tangents: like the parameters, or some of them, with a leading axis of R directions.
+      tangents: like the parameters, or some of them, with a leading axis of R directions; None
+        where there are none.
       steps: zeros [R, B, U]; the loss's derivative in them is what is asked for. By token (U = T),
         or summed over each row (U = 1), which is cheaper: a row's gradient is formed, one layer
         and one parameter at a time, and multiplied with all directions.
@@ -46,9 +47,10 @@ def read(
     x: jax.Array,
 ) -> jax.Array:
     """``y``, which is f(p, x) for the module's parameter p of this name, or f(p, x) and more."""
-    if not module.has_variable(DIRECTIONS, name):
+    directions: jax.Array | None = module.get_variable(DIRECTIONS, name)
+    if directions is None:
         return y
-    return along(f, y, x, module.get_variable(DIRECTIONS, name), module.get_variable(STEPS, name))
+    return along(f, y, x, directions, module.get_variable(STEPS, name))
 
 
 def along(

@@ -7,6 +7,8 @@ import pytest
 
 from ideal_jax import sharding
 from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.influence.problem import leaf_indices, leaf_name
+from ideal_jax.influence.scores import without
 from ideal_jax.models import Decoder, DecoderConfig, LoRA, lora, random_params
 
 SHAPE = {"d_model": 8, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "d_ff": 12}
@@ -90,3 +92,26 @@ def test_reverse_equals_forward(case, packed):
     used = np.asarray(weights) > 0
     assert np.all(np.abs(expected[:, used]) > 1e-3)
     assert np.all(expected[:, ~used] == 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_leaves_is_with_zeros_there(case):
+    segments = [[1] * 4 + [2] * 5, [1] * 7 + [0] * 2]
+    with jax.enable_x64(True):
+        problem, frozen, params = made(**CASES[case])
+        batch = batch_of(20, segments, frozen)
+        rng = np.random.default_rng(3)
+        tangents = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=(3, *x.shape))), params)
+        names = leaf_indices(params)
+        left_out = frozenset(name for name in names if "mlp" not in name or "norm" in name)
+        assert 0 < len(left_out) < len(names)
+        zeros = jax.tree_util.tree_map_with_path(
+            lambda path, x: 0 * x if leaf_name(path) in left_out else x, tangents
+        )
+        fewer = without(problem, zeros, left_out)
+        assert len(jax.tree.leaves(fewer)) == len(names) - len(left_out)
+        expected, _ = jax.jit(problem.scores)(params, zeros, batch)
+        scores, _ = jax.jit(problem.scores)(params, fewer, batch)
+        assert without(problem.example_loss, zeros, left_out) is zeros
+    np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-14)
+    assert np.any(expected != 0)

@@ -20,7 +20,7 @@ from ideal_jax.influence.curvature import product_sum
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.passes import Placement
 from ideal_jax.influence.problem import leaf_indices
-from ideal_jax.influence.scores import batch_scores, gradient_sums
+from ideal_jax.influence.scores import batch_scores, gradient_sums, without
 from ideal_jax.models import Decoder, abstract_params, lora
 from ideal_jax.runs.base_model import without_adapters
 
@@ -152,6 +152,9 @@ def influence_programs(
     parts = ESTIMATORS[options.estimator].parts is not None
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, params, tangents + extra)
+    if options.estimator in ("kfac", "ekfac") and options.uncovered == "drop":
+        covered = kfac.covered_leaves(problem)
+        along = without(problem, along, frozenset(leaf_indices(params)) - covered.keys())
     kinds = {**held, "batch": packed, "vectors": along}
     arguments = (problem, placement, params, along, batch)
     yield Program("score", batch_scores, arguments, kinds, mesh)
