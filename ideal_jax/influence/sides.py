@@ -118,17 +118,18 @@ def reference_solutions(
         del means
         solved = solver.estimator.solve(solver.state, gradients, progress=solver.progress)
         del gradients
-        tangents = solved.solutions
-        names_of_parts: tuple[str, ...] = ()
+        facts = losses, solved.residuals, solved.iterations
+        found = {"all": solved.solutions}
         if solver.estimator.parts is not None:
             found = solver.estimator.parts(solver.state, solved.solutions)
-            trees = [found.pop("all")]
-            names_of_parts = tuple(found)
-            share = v[None, start : start + len(part)]
-            trees += [combine(share, tree, placement) for tree in found.values()]
-            tangents = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
-        tangents = without(solver.problem, tangents, solver.left_out)
-        yield Solutions(tangents, names_of_parts, losses, solved.residuals, solved.iterations)
+        del solved  # what is not scored is not held meanwhile
+        trees = [found.pop("all")]
+        names_of_parts, share = tuple(found), v[None, start : start + len(part)]
+        trees += [combine(share, found.pop(name), placement) for name in names_of_parts]
+        trees = [without(solver.problem, tree, solver.left_out) for tree in trees]
+        if len(trees) > 1:
+            trees = [jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)]
+        yield Solutions(trees.pop(), names_of_parts, *facts)
 
 
 def training_side(

@@ -7,7 +7,7 @@ appendix; Chowdhery et al., arXiv 2204.02311, appendix B).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ideal_jax.models import DecoderConfig
 
@@ -126,15 +126,31 @@ def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
     return 8.0 * vectors * each
 
 
+def left_out(influence: Any) -> bool:
+    """Whether solutions are zero, and scores read nothing, outside the tapped layers."""
+    return influence.uncovered == "drop" and influence.estimator in ("kfac", "ekfac")
+
+
 def score_flops(
-    cfg: DecoderConfig, length: float, tokens: float, tangents: int, *, packed: bool
+    cfg: DecoderConfig,
+    length: float,
+    tokens: float,
+    tangents: int,
+    *,
+    packed: bool,
+    matrices: Sequence[Matrix] | None = None,
 ) -> float:
     """FLOPs of derivatives of ``tokens`` tokens' losses along tangents.
 
     A forward and a backward through the activations (of attention's scores, twice as much), and
-    each matrix with every token: once for a tangent, where rows are packed with several examples;
-    else once, for the row's gradient. Adapters' own matrices are not counted, here as everywhere.
+    each matrix (of ``matrices``, where only these are read) with every token: once for a tangent,
+    where rows are packed with several examples; else once, for the row's gradient. Adapters' own
+    matrices are not counted, here as everywhere.
     """
-    read = tangents if packed else 1
     passes = forward_flops(cfg, tokens, length) + forward_flops(cfg, tokens, 2 * length)
-    return passes + (forward_flops(cfg, tokens * read, 0) if cfg.lora is None else 0.0)
+    if cfg.lora is not None:
+        return passes
+    each = forward_flops(cfg, 1, 0)
+    if matrices is not None:
+        each = 2.0 * sum(m.layers * m.inputs * m.outputs for m in matrices)
+    return passes + tokens * (tangents if packed else 1) * each

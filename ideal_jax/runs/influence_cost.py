@@ -45,6 +45,7 @@ class Price:
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
         self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
+        self._read = self._matrices if cost.left_out(options) else None
 
     def paid(
         self,
@@ -73,7 +74,14 @@ class Price:
         return total + self._score(self._spread, self._n)
 
     def _score(self, tokens: float, tangents: int) -> float:
-        return cost.score_flops(self._cfg, self._length, tokens, tangents, packed=self._packed)
+        return cost.score_flops(
+            self._cfg,
+            self._length,
+            tokens,
+            tangents,
+            packed=self._packed,
+            matrices=self._read,
+        )
 
 
 def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matrix]:

@@ -21,6 +21,7 @@ from ideal_jax.runs.planning import aot, programs
 from ideal_jax.runs.planning.counted import matrix_flops
 from ideal_jax.runs.planning.gpus import target_config
 from ideal_jax.runs.planning.hlo import collective_bytes
+from ideal_jax.runs.planning.layers import factored
 from ideal_jax.runs.planning.topology import parse_topology
 from ideal_jax.training.loss import blocked_nll
 
@@ -206,13 +207,17 @@ def test_flops_by_formula_are_those_of_the_program(config, layers):
         assert counted == pytest.approx(formula, rel=0.03)
 
 
+@pytest.mark.parametrize("uncovered", ["diagonal", "drop"])
 @pytest.mark.parametrize("segments", [1, 8])
-def test_scores_cost_a_backward_pass_and_a_matrix_product_a_tangent(config, segments):
+def test_scores_cost_a_backward_pass_and_a_matrix_product_a_tangent(config, segments, uncovered):
     config.data.max_segments = segments
+    config.influence.layers, config.influence.uncovered = "mlp", uncovered
     program = by_name(config, SMALL, sharding.make_mesh())["score"]
     rows, length = program.classes["batch"]["tokens"].shape
     tangents = len(jax.tree.leaves(program.classes["vectors"])[0])
-    formula = cost.score_flops(SMALL, length, rows * length, tangents, packed=segments > 1)
+    read = factored(SMALL, "mlp", 8192) if uncovered == "drop" else None
+    packed = segments > 1
+    formula = cost.score_flops(SMALL, length, rows * length, tangents, packed=packed, matrices=read)
     assert matrix_flops(program.trace()) == pytest.approx(formula, rel=0.03)
 
 

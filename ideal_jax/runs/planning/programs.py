@@ -22,6 +22,7 @@ from ideal_jax.influence.passes import Placement
 from ideal_jax.influence.problem import leaf_indices
 from ideal_jax.influence.scores import batch_scores, gradient_sums, without
 from ideal_jax.models import Decoder, abstract_params, lora
+from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import without_adapters
 
 KRONECKER = ("kfac", "ekfac", "ggn_cg", "hessian_cg")
@@ -152,7 +153,7 @@ def influence_programs(
     parts = ESTIMATORS[options.estimator].parts is not None
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, params, tangents + extra)
-    if options.estimator in ("kfac", "ekfac") and options.uncovered == "drop":
+    if cost.left_out(options):
         covered = kfac.covered_leaves(problem)
         along = without(problem, along, frozenset(leaf_indices(params)) - covered.keys())
     kinds = {**held, "batch": packed, "vectors": along}

@@ -122,8 +122,14 @@ def _scores(s: Setting, a: Amounts, tokens: float) -> Work:
     # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
     parts = layers.REPEATED[s.cfg.remat]
     again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
-    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * layers.trained_scalars(s.cfg)
-    score = cost.score_flops(s.cfg, s.length, tokens, a.tangents, packed=a.packed)
+    matrices, met = None, layers.trained_scalars(s.cfg)
+    if cost.left_out(s.influence):
+        matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
+        met = sum(m.layers * m.inputs * m.outputs for m in matrices)
+    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * met
+    score = cost.score_flops(
+        s.cfg, s.length, tokens, a.tangents, packed=a.packed, matrices=matrices
+    )
     return _pass(s, tokens, s.length, parts, gradients=True)._replace(
         flops=(score + again) / s.tensor,
         fsdp_bytes=read * s.activation_bytes / s.tensor * _share(s.fsdp),
