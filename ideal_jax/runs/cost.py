@@ -33,6 +33,11 @@ class Matrix(NamedTuple):
     owns_input: bool = True
 
     @property
+    def scalars(self) -> int:
+        """L·I·O."""
+        return self.layers * self.inputs * self.outputs
+
+    @property
     def sides(self) -> list[tuple[int, int]]:
         """(width, width of its blocks) of the factors that are computed for this layer."""
         both = [(self.inputs, self.blocks[0]), (self.outputs, self.blocks[1])]
@@ -122,7 +127,7 @@ def eigen_flops(matrices: Sequence[Matrix]) -> float:
 
 def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
     """FLOPs of H⁻¹ with its residual: each vector goes into the eigenbasis and back, twice."""
-    each = sum(m.layers * m.inputs * m.outputs * sum(m.blocks) for m in matrices)
+    each = sum(m.scalars * sum(m.blocks) for m in matrices)
     return 8.0 * vectors * each
 
 
@@ -152,5 +157,5 @@ def score_flops(
         return passes
     each = forward_flops(cfg, 1, 0)
     if matrices is not None:
-        each = 2.0 * sum(m.layers * m.inputs * m.outputs for m in matrices)
+        each = 2.0 * sum(m.scalars for m in matrices)
     return passes + tokens * (tangents if packed else 1) * each

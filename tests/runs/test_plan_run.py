@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -131,9 +130,7 @@ def test_configs_fit_the_machines_they_are_for(name, machine):
     c = config.load(f"{CONFIGS / name}.py:{machine}")
     config.check(c)
     s, amounts = read_setting(c, parse_topology(machine)), read_amounts(c)
-    started = time.perf_counter()
     plan = forecast(s, amounts, 1.0)
-    assert time.perf_counter() - started < 0.5
     assert plan["fits"], plan["fullest"]
     assert plan["largest_batch"] >= s.batch
     assert plan["hours"] > 0

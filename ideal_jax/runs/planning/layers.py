@@ -1,10 +1,11 @@
 """What a decoder is made of, counted: scalars, factored layers, what a backward pass repeats."""
 
 import re
+from typing import Any
 
 from ideal_jax.influence.kfac import block_width
 from ideal_jax.models import DecoderConfig
-from ideal_jax.runs.cost import Matrix, dense_layers
+from ideal_jax.runs.cost import Matrix, dense_layers, left_out
 
 # Parts of the forward pass that the backward pass computes again. The last product of a block is
 # not among them: nothing needs its result. Logits are kept with "none" alone.
@@ -77,3 +78,10 @@ def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
             found.append(Matrix(count, i, o, blocks, read not in inputs))
             inputs.add(read)
     return found
+
+
+def read_alone(cfg: DecoderConfig, influence: Any) -> list[Matrix] | None:
+    """The only matrices that scores along several tangents read; None: every parameter is read."""
+    if not left_out(influence):
+        return None
+    return factored(cfg, influence.layers, influence.max_factor)

@@ -144,11 +144,16 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     if s.influence.estimator in cost.KRONECKER:
         found |= _curvature(s, a, trained)
     # One tangent is scored in forward mode, several in reverse, gathered one at a time.
-    kept = {"activations": _activations(s, tokens)} if r > 1 else {}
+    kept: Bytes = {}
+    scored = trained
+    if r > 1:
+        kept = {"activations": _activations(s, tokens)}
+        if (matrices := layers.read_alone(s.cfg, s.influence)) is not None:
+            scored = sum(m.scalars for m in matrices) / shards * WIDE_BYTES
     found["score"] = {
         "params": params,
         # From the references' side the mean gradients of all domains are at hand.
-        "vectors": (a.domains + r) * trained,
+        "vectors": a.domains * trained + r * scored,
         "curvature": found.get("solve", {}).get("curvature", 0.0),
         **kept,
         "gathered": 2 * _gathered(s, gradients=False),
@@ -163,9 +168,7 @@ def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
     groups = s.influence.layer_groups
     squares = sum(m.layers * width * block for m in matrices for width, block in m.sides)
     spread = squares * WIDE_BYTES / s.topology.devices
-    kernels = (
-        sum(m.layers * m.inputs * m.outputs for m in matrices) * WIDE_BYTES / (s.fsdp * s.tensor)
-    )
+    kernels = sum(m.scalars for m in matrices) * WIDE_BYTES / (s.fsdp * s.tensor)
     done = (spread + kernels) * (1 - 1 / groups)
     moments = max(width * block for m in matrices for width, block in m.sides)
     gradients = s.influence_rows * max(m.inputs * m.outputs for m in matrices)

@@ -87,7 +87,7 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
     first, both = (cost.factor_flops(matrices, each * s.ways, s.length, n) for n in (1, 2))
     # Factors are added up over the devices; bases are gathered, and eigenvalues added up.
     bases = split * sum(m.layers * width * block for m in matrices for width, block in m.sides)
-    kernels = split * sum(m.layers * m.inputs * m.outputs for m in matrices)
+    kernels = split * sum(m.scalars for m in matrices)
     fits = (("curvature", first, bases), ("refit", both - first, bases + kernels))
     for name, exact, exchanged in fits[:passes]:
         found[name] = gradient._replace(
@@ -122,10 +122,9 @@ def _scores(s: Setting, a: Amounts, tokens: float) -> Work:
     # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
     parts = layers.REPEATED[s.cfg.remat]
     again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
-    matrices, met = None, layers.trained_scalars(s.cfg)
-    if cost.left_out(s.influence):
-        matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
-        met = sum(m.layers * m.inputs * m.outputs for m in matrices)
+    matrices, met = layers.read_alone(s.cfg, s.influence), layers.trained_scalars(s.cfg)
+    if matrices is not None:
+        met = sum(m.scalars for m in matrices)
     read = 2 * layers.whole_scalars(s.cfg) + a.tangents * met
     score = cost.score_flops(
         s.cfg, s.length, tokens, a.tangents, packed=a.packed, matrices=matrices
