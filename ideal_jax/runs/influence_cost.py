@@ -45,7 +45,9 @@ class Price:
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
         self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
-        self._read = self._matrices if cost.left_out(options) else None
+        # One tangent at a time goes through every parameter, in forward mode.
+        only = cost.left_out(options) and options.tangents != 1
+        self._read = self._matrices if only else None
 
     def paid(
         self,
