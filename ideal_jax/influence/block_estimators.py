@@ -7,7 +7,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.influence.blocks import fit_blocks, fit_diagonal, whole_diagonal
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.options import Options
-from ideal_jax.influence.problem import leaf_indices, require
+from ideal_jax.influence.problem import other_leaves, require
 
 
 def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
@@ -22,7 +22,7 @@ def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
         refit=refit,
         progress=setting.progress,
     )
-    left_out = frozenset(leaf_indices(setting.params)) - blocks.damping.keys()
+    left_out = other_leaves(setting.params, blocks.damping)
     return Fitted(blocks, blocks.mean_damping(), blocks.block_damping(), left_out=left_out)
 
 

@@ -34,7 +34,7 @@ from ideal_jax.influence.solve import Solved
 )
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """H + λI, block by block, keyed by ``leaf_name``; a leaf in neither dict is dropped.
+    """H + λI, block by block, keyed by ``leaf_name``, for the leaves in one of the two dicts.
 
     Attributes:
       bases: eigenbasis and eigenvalues of a tapped kernel, the regulariser's included.
@@ -213,12 +213,12 @@ def _fisher_diagonal(
 
 @jax.jit
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
-    """(H + λI) v for every v on the leading axis; dropped leaves give zero."""
+    """(H + λI) v for every v on the leading axis, with the leaves that the blocks have."""
     return _spectral(blocks, stacked, _safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
-    """(H + λI)⁻¹ g for every g on the leading axis; dropped leaves give zero.
+    """(H + λI)⁻¹ g for every g on the leading axis, with the leaves that the blocks have.
 
     A scalar whose curvature and damping are both zero (no example touches it) gives zero too.
     """
@@ -260,12 +260,9 @@ def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
 @functools.partial(jax.jit, static_argnames="placement")
 def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, jax.Array]:
     """``solve_blocks`` with the residuals still on the devices."""
-    kept = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if leaf_name(path) in blocks.damping else jnp.zeros_like(x), stacked
-    )
-    solutions = placement.like(_spectral(blocks, kept, _safe_divide))
-    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, _safe_multiply), kept)
-    norms = jax.vmap(trees.norm)(kept)
+    solutions = placement.like(_spectral(blocks, stacked, _safe_divide))
+    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, _safe_multiply), stacked)
+    norms = jax.vmap(trees.norm)(stacked)
     residuals = jax.vmap(trees.norm)(left) / jnp.where(norms > 0, norms, 1)
     return solutions, placement.replicated(residuals)
 
@@ -279,8 +276,6 @@ def _spectral(
         name = leaf_name(path)
         if name in blocks.diagonal:
             return operation(x, blocks.denominators(name))
-        if name not in blocks.bases:
-            return jnp.zeros_like(x)
         basis, denominators = blocks.bases[name], blocks.denominators(name)
 
         def one(v: jax.Array) -> jax.Array:

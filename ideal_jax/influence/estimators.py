@@ -4,7 +4,8 @@
     fitted = estimator.fit(Setting(problem, params, batches, key, options))
     solutions, residuals, iterations = estimator.solve(fitted.state, stacked_gradients)
 
-Right-hand sides and solutions are trees like the parameters with a leading axis r.
+Right-hand sides and solutions are trees like the parameters with a leading axis r, and None for
+those of ``fitted.left_out``.
 """
 
 import functools

@@ -40,7 +40,8 @@ class Fitted(NamedTuple):
       damping: absolute λ; of block estimators the mean over the parameters.
       block_damping: λ of each block by parameter name, one per scanned layer.
       smallest_eigenvalue: of H before damping, where it was looked for.
-      left_out: names of the parameters along which every solution is zero.
+      left_out: names of the parameters along which no solution goes: right-hand sides and
+        solutions have None for them.
     """
 
     state: Any

@@ -22,7 +22,16 @@ import numpy as np
 from ideal_jax.influence import kfac
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.passes import Placement, accumulate
-from ideal_jax.influence.problem import Batch, Problem, Progress, Tree, leaf_name, require, silent
+from ideal_jax.influence.problem import (
+    Batch,
+    Problem,
+    Progress,
+    Tree,
+    leaf_name,
+    other_leaves,
+    require,
+    silent,
+)
 from ideal_jax.influence.solve import Solved
 
 
@@ -52,13 +61,12 @@ def fit(setting: Setting) -> Fitted:
         progress=setting.progress,
     )
     count = len(setting.batches)
-    return Fitted(
-        {name: b._replace(eigenvalues=squares[name] / count) for name, b in bases.items()}, 0.0, {}
-    )
+    fitted = {name: b._replace(eigenvalues=squares[name] / count) for name, b in bases.items()}
+    return Fitted(fitted, 0.0, {}, left_out=other_leaves(setting.params, fitted))
 
 
 def solve(state: dict[str, kfac.Basis], stacked: Tree, *, progress: Progress = silent) -> Solved:
-    """Not a solve: Q_Aᵀ (λ ⊙ (Q_A g Q_Gᵀ)) Q_G for every g; zero outside the tapped kernels."""
+    """Not a solve: Q_Aᵀ (λ ⊙ (Q_A g Q_Gᵀ)) Q_G for every g, of the tapped kernels."""
     count = jax.tree.leaves(stacked)[0].shape[0]
     # No residual: it is not the solution of a system.
     return Solved(_multiply(state, stacked), np.zeros(count), np.zeros(count, np.int64))
@@ -67,9 +75,7 @@ def solve(state: dict[str, kfac.Basis], stacked: Tree, *, progress: Progress = s
 @jax.jit
 def _multiply(state: dict[str, kfac.Basis], stacked: Tree) -> Tree:
     def leaf(path: tuple, x: jax.Array) -> jax.Array:
-        basis = state.get(leaf_name(path))
-        if basis is None:
-            return jnp.zeros_like(x)
+        basis = state[leaf_name(path)]
 
         def one(v: jax.Array) -> jax.Array:
             rotated = kfac.rotate_kernel(v.reshape(basis.eigenvalues.shape), basis, back=True)

@@ -1,7 +1,7 @@
 """What the estimators ask of a model: its loss split in two, its taps, and samples of examples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -172,6 +172,11 @@ def leaf_indices(tree: Tree) -> dict[str, int]:
     """The place of every leaf in tree order, by name."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return {leaf_name(path): index for index, (path, _) in enumerate(paths)}
+
+
+def other_leaves(tree: Tree, names: Iterable[str]) -> frozenset[str]:
+    """The names of all leaves but these."""
+    return frozenset(leaf_indices(tree)).difference(names)
 
 
 def silent(phase: str, done: int, total: int) -> None:

@@ -1,8 +1,7 @@
 """Gradients of samples of examples, and per-example directional derivatives."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,9 @@ from ideal_jax.influence.problem import (
     Sample,
     Tree,
     example_loss,
+    leaf_indices,
     leaf_name,
+    other_leaves,
     silent,
 )
 
@@ -54,13 +55,17 @@ def mean_gradient(
     params: Tree,
     sample: Sample,
     *,
+    left_out: frozenset[str] = frozenset(),
     phase: str = "gradients",
     progress: Progress = silent,
 ) -> MeanGradient:
-    """The gradient of the sample's mean loss: sums over all batches, one division."""
-    placement = Placement.of(params)
+    """The gradient of the sample's mean loss: sums over all batches, one division.
+
+    It has None for the leaves of the names ``left_out``.
+    """
+    placement = Placement.of(without(params, left_out))
     gradient, loss, weight = accumulate(
-        lambda batch: gradient_sums(loss_fn, placement, params, batch),
+        lambda batch: gradient_sums(loss_fn, placement, left_out, params, batch),
         sample.batches,
         phase=phase,
         progress=progress,
@@ -81,9 +86,9 @@ def example_scores(
 ) -> Scores:
     """vᵀ∇ℓ(x) for every example x and every tangent v on the leading axis of ``tangents``.
 
-    By ``Problem.scores`` where there is one (``tangents`` may then lack leaves). Without it, and
-    for one tangent, in forward mode: the primal is computed once a batch, no residuals are kept,
-    no gradient exists.
+    By ``Problem.scores`` where there is one. Without it, and for one tangent, in forward mode: the
+    primal is computed once a batch, no residuals are kept, no gradient exists. No v goes along
+    leaves that are None in ``tangents``.
     """
     placement, count = Placement.of(params), len(jax.tree.leaves(tangents)[0])
     progress(phase, 0, len(sample.batches))
@@ -104,17 +109,18 @@ def example_scores(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "placement", "left_out"))
 def gradient_sums(
-    loss_fn: LossFn, placement: Placement, params: Tree, batch: Batch
+    loss_fn: LossFn, placement: Placement, left_out: frozenset[str], params: Tree, batch: Batch
 ) -> tuple[Tree, jax.Array, jax.Array]:
-    """(Σ∇ℓ, Σℓ, Σw) over one batch."""
+    """(Σ∇ℓ, Σℓ, Σw) over one batch; ``placement`` is that of the gradient."""
 
-    def total(p: Tree) -> tuple[jax.Array, jax.Array]:
-        l_B, w_B = loss_fn(p, batch)
+    def total(part: Tree) -> tuple[jax.Array, jax.Array]:
+        l_B, w_B = loss_fn(_filled(part, params), batch)
         return jnp.sum(wide(l_B)), jnp.sum(wide(w_B))
 
-    (loss, weight), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    gradient_of = jax.value_and_grad(total, has_aux=True)
+    (loss, weight), gradient = gradient_of(without(params, left_out))
     gradient = placement.like(jax.tree.map(wide, gradient))
     return gradient, placement.replicated(loss), placement.replicated(weight)
 
@@ -124,29 +130,33 @@ def batch_scores(
     problem: Problem | LossFn, placement: Placement, params: Tree, tangents: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """(vᵀ∇ℓ [r, B], w_B) of one batch."""
-    if reader := _reader(problem, tangents):
-        return placement.replicated(reader(params, tangents, batch))
+    several = len(jax.tree.leaves(tangents)[0]) > 1
+    if several and isinstance(problem, Problem) and problem.scores is not None:
+        return placement.replicated(problem.scores(params, tangents, batch))
     loss_fn = example_loss(problem)
+    part = without(params, other_leaves(params, leaf_indices(tangents)))
 
     def score(tangent: Tree) -> tuple[jax.Array, jax.Array]:
         _, l_dot_B, w_B = jax.jvp(
-            lambda p: loss_fn(p, batch), (params,), (cast_like(tangent, params),), has_aux=True
+            lambda p: loss_fn(_filled(p, params), batch),
+            (part,),
+            (cast_like(tangent, part),),
+            has_aux=True,
         )
         return wide(l_dot_B), wide(w_B)
 
     return placement.replicated(jax.vmap(score, out_axes=(0, None))(tangents))
 
 
-def without(problem: Problem | LossFn, tangents: Tree, left_out: frozenset[str]) -> Tree:
-    """Tangents whose leaves of these names, all zero, are None where nothing needs them."""
-    if not _reader(problem, tangents):
-        return tangents
+def without(params: Tree, left_out: frozenset[str]) -> Tree:
+    """The parameters with None for the leaves of these names."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: None if leaf_name(path) in left_out else x, tangents
+        lambda path, x: None if leaf_name(path) in left_out else x, params
     )
 
 
-def _reader(problem: Problem | LossFn, tangents: Tree) -> Callable[..., Any] | None:
-    """``Problem.scores``, where there is one and several tangents."""
-    several = len(jax.tree.leaves(tangents)[0]) > 1
-    return problem.scores if several and isinstance(problem, Problem) else None
+def _filled(part: Tree, params: Tree) -> Tree:
+    """The parameters, those of a part from there."""
+    return jax.tree.map(
+        lambda x, p: p if x is None else x, part, params, is_leaf=lambda x: x is None
+    )

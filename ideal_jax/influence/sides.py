@@ -36,7 +36,7 @@ from ideal_jax.influence.scores import (
 class Solver(NamedTuple):
     """A fitted estimator and what both sides share; ``chunk`` right-hand sides at a time.
 
-    Along the parameters of ``left_out`` every solution is zero.
+    Right-hand sides and solutions have None for the parameters of ``left_out``.
     """
 
     problem: Problem | LossFn
@@ -108,7 +108,7 @@ def reference_solutions(
     solver: Solver, references: Mapping[str, Sample], v: np.ndarray
 ) -> Iterator[Solutions]:
     """Solves for s_i, a chunk of references at a time."""
-    placement = Placement.of(solver.params).stacked()
+    placement = _placement(solver)
     names = list(references)
     for start in range(0, len(names), solver.chunk):
         part = names[start : start + solver.chunk]
@@ -126,7 +126,6 @@ def reference_solutions(
         trees = [found.pop("all")]
         names_of_parts, share = tuple(found), v[None, start : start + len(part)]
         trees += [combine(share, found.pop(name), placement) for name in names_of_parts]
-        trees = [without(solver.problem, tree, solver.left_out) for tree in trees]
         if len(trees) > 1:
             trees = [jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)]
         yield Solutions(trees.pop(), names_of_parts, *facts)
@@ -174,7 +173,7 @@ def reference_side(
     The mean gradients ḡ_k are mixed before the solve: their common part, which centring removes,
     is by far the largest, and would leave its residual in the difference.
     """
-    placement = Placement.of(solver.params).stacked()
+    placement = _placement(solver)
     found = {name: _mean(solver, "domain", name, sample) for name, sample in domains.items()}
     weights = np.ones(len(domains))
     if not solver.estimator.domain_mean:
@@ -188,10 +187,9 @@ def reference_side(
         derivatives = combine(-mixed[start : start + solver.chunk], means, placement)
         solved = solver.estimator.solve(solver.state, derivatives, progress=solver.progress)
         residuals.append(solved.residuals)
-        tangents = without(solver.problem, solved.solutions, solver.left_out)
-        del solved
+        del derivatives
         for name, sample in references.items():
-            chunks[name].append(_scores(solver, tangents, sample, "reference scores"))
+            chunks[name].append(_scores(solver, solved.solutions, sample, "reference scores"))
             _refuse_weightless("reference", name, chunks[name][-1].weights.sum())
     return ReferenceSide(
         scores={
@@ -200,6 +198,11 @@ def reference_side(
         },
         residuals=np.concatenate(residuals),
     )
+
+
+def _placement(solver: Solver) -> Placement:
+    """Of right-hand sides and solutions."""
+    return Placement.of(without(solver.params, solver.left_out)).stacked()
 
 
 def _weight(sample: Sample, mean: MeanGradient) -> float:
@@ -212,6 +215,7 @@ def _mean(solver: Solver, kind: str, name: str, sample: Sample) -> MeanGradient:
         example_loss(solver.problem),
         solver.params,
         sample,
+        left_out=solver.left_out,
         phase=f"{kind} gradients",
         progress=solver.progress,
     )

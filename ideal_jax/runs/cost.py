@@ -132,8 +132,9 @@ def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
 
 
 def left_out(influence: Any) -> bool:
-    """Whether solutions are zero, and scores read nothing, outside the tapped layers."""
-    return influence.uncovered == "drop" and influence.estimator in ("kfac", "ekfac")
+    """Whether gradients and solutions leave out what is outside the tapped layers."""
+    dropped = influence.uncovered == "drop" and influence.estimator in ("kfac", "ekfac")
+    return dropped or influence.estimator == "official"
 
 
 def score_flops(
@@ -147,10 +148,24 @@ def score_flops(
 ) -> float:
     """FLOPs of derivatives of ``tokens`` tokens' losses along tangents.
 
+    A gradient, but where rows are packed with several examples with a product for each tangent. One
+    tangent is scored in forward mode and costs as much: its products take the gradient's place.
+    """
+    return gradient_flops(cfg, length, tokens, matrices, tangents if packed else 1)
+
+
+def gradient_flops(
+    cfg: DecoderConfig,
+    length: float,
+    tokens: float,
+    matrices: Sequence[Matrix] | None = None,
+    products: int = 1,
+) -> float:
+    """FLOPs of the gradient of ``tokens`` tokens' loss in ``matrices``; None: in all parameters.
+
     A forward and a backward through the activations (of attention's scores, twice as much), and
-    each matrix (of ``matrices``, where only these are read) with every token: once for a tangent,
-    where rows are packed with several examples; else once, for the row's gradient. Adapters' own
-    matrices are not counted, here as everywhere.
+    ``products`` of each matrix with every token. Adapters' own matrices are not counted, here as
+    everywhere.
     """
     passes = forward_flops(cfg, tokens, length) + forward_flops(cfg, tokens, 2 * length)
     if cfg.lora is not None:
@@ -158,4 +173,4 @@ def score_flops(
     each = forward_flops(cfg, 1, 0)
     if matrices is not None:
         each = 2.0 * sum(m.scalars for m in matrices)
-    return passes + tokens * (tangents if packed else 1) * each
+    return passes + tokens * products * each

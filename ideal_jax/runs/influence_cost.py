@@ -41,13 +41,12 @@ class Price:
         self._name, self._iterations = options.estimator, options.iterations
         self._R, self._n = len(references), len(session.names)
         parts = (options.uncovered == "diagonal") + (options.important < 1)
-        self._tangents = self._R + parts * (ESTIMATORS[self._name].parts is not None)
+        self._parts = parts * (ESTIMATORS[self._name].parts is not None)
+        self._chunk = options.tangents or max(self._R, self._n)
         self._held, self._spread = _positions(references), _positions(spread)
         self._curved = sum(part.positions for part in curvature)
         self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
-        # One tangent at a time goes through every parameter, in forward mode.
-        only = cost.left_out(options) and options.tangents != 1
-        self._read = self._matrices if only else None
+        self._read = self._matrices if cost.left_out(options) else None
 
     def paid(
         self,
@@ -56,15 +55,13 @@ class Price:
         products: int,
     ) -> float:
         """What it cost to score these of the given stages, with ``products`` a solve."""
-        cfg, length = self._cfg, self._length
         total = self._fixed(products)
-        total += cost.train_flops(cfg, sum(map(_positions, given)), length)
-        return total + self._score(sum(map(_positions, scored)), self._tangents)
+        total += self._gradient(sum(map(_positions, given)))
+        return total + self._scores(sum(map(_positions, scored)), self._R, self._parts)
 
     def affordable(self, flops: float) -> float:
         """Training tokens that can be scored for ``flops``; some padding is allowed for."""
-        each = self._score(_PADDING, self._tangents)
-        each += cost.train_flops(self._cfg, _PADDING, self._length)
+        each = self._scores(_PADDING, self._R, self._parts) + self._gradient(_PADDING)
         return max(flops - self._fixed(self._iterations), 0.0) / each
 
     def _fixed(self, products: int) -> float:
@@ -72,18 +69,17 @@ class Price:
         vectors += self._iterations * (self._name == "hessian_cg")
         cfg, length = self._cfg, self._length
         total = cost.curvature_flops(cfg, length, self._name, self._curved, self._matrices, vectors)
-        total += cost.train_flops(cfg, self._held, length)
-        return total + self._score(self._spread, self._n)
+        return total + self._gradient(self._held) + self._scores(self._spread, self._n)
 
-    def _score(self, tokens: float, tangents: int) -> float:
-        return cost.score_flops(
-            self._cfg,
-            self._length,
-            tokens,
-            tangents,
-            packed=self._packed,
-            matrices=self._read,
-        )
+    def _gradient(self, tokens: float) -> float:
+        return cost.gradient_flops(self._cfg, self._length, tokens, self._read)
+
+    def _scores(self, tokens: float, solutions: int, parts: int = 0) -> float:
+        """Along so many solutions, a chunk at a time, and each chunk's parts."""
+        starts = range(0, solutions, self._chunk)
+        sizes = [min(self._chunk, solutions - start) + parts for start in starts]
+        how: dict[str, Any] = {"packed": self._packed, "matrices": self._read}
+        return sum(cost.score_flops(self._cfg, self._length, tokens, r, **how) for r in sizes)
 
 
 def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matrix]:

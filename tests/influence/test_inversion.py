@@ -15,7 +15,7 @@ from ideal_jax.influence.kfac import factor_sums
 from ideal_jax.influence.passes import Placement
 
 KEY = jax.random.key(7)
-OPTIONS = Options(damping=0.2, damping_mode="absolute", uncovered="drop")
+OPTIONS = Options(damping=0.2, damping_mode="absolute")
 
 
 def fit(tiny, problem=None, **changes):

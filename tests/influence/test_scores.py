@@ -6,6 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 from ideal_jax import trees
 from ideal_jax.influence import Sample, example_scores, mean_gradient
+from ideal_jax.influence.scores import without
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-11), (jnp.float32, 1e-5)])
@@ -35,6 +36,15 @@ def test_each_score_is_the_example_gradient_along_the_tangent(tiny):
     np.testing.assert_array_equal(scored.weights, weights)
     assert np.all(scored.scores[:, 7:] == 0)
     assert np.all(scored.weights[7:] == 0)
+
+
+def test_a_gradient_in_a_part_of_the_parameters(tiny):
+    sample, left_out = Sample(tiny.batches(tiny.examples(7), 3), size=7), frozenset({"embed"})
+    whole = mean_gradient(tiny.problem.example_loss, tiny.params, sample)
+    part = mean_gradient(tiny.problem.example_loss, tiny.params, sample, left_out=left_out)
+    expected = whole._replace(gradient=without(whole.gradient, left_out))
+    assert expected.gradient["embed"] is None
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-14), part, expected)
 
 
 def test_mean_gradient_is_one_division_whatever_the_batches(tiny):

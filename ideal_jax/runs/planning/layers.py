@@ -80,8 +80,14 @@ def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
     return found
 
 
-def read_alone(cfg: DecoderConfig, influence: Any) -> list[Matrix] | None:
-    """The only matrices that scores along several tangents read; None: every parameter is read."""
+def kept_alone(cfg: DecoderConfig, influence: Any) -> list[Matrix] | None:
+    """The only matrices that gradients and solutions consist of; None: of every parameter."""
     if not left_out(influence):
         return None
     return factored(cfg, influence.layers, influence.max_factor)
+
+
+def kept_scalars(cfg: DecoderConfig, influence: Any) -> int:
+    """Of a gradient, and of a solution."""
+    matrices = kept_alone(cfg, influence)
+    return trained_scalars(cfg) if matrices is None else sum(m.scalars for m in matrices)

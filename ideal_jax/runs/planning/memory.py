@@ -127,7 +127,7 @@ def _gathered(s: Setting, *, gradients: bool) -> float:
 
 def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     tokens, shards = s.influence_rows * s.length, s.fsdp * s.tensor
-    trained, r = layers.trained_scalars(s.cfg) / shards * WIDE_BYTES, a.tangents
+    kept = layers.kept_scalars(s.cfg, s.influence) / shards * WIDE_BYTES
     # Attention without a fused kernel takes a piece of the queries at a time, and so does the loss.
     wide = tokens * _tape(s, fused=True)
     logits = _logits(s, s.influence_rows * min(s.block, s.length), 1)
@@ -135,34 +135,31 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     found: dict[str, Bytes] = {
         "gradient": {
             "params": params,
-            "gradients": 2.0 * trained,
+            "gradients": 2.0 * kept,
             "activations": _activations(s, tokens),
             "gathered": _gathered(s, gradients=True),
             "at work": max(1.5 * wide, 3 * logits),
         }
     }
     if s.influence.estimator in cost.KRONECKER:
-        found |= _curvature(s, a, trained)
+        found |= _curvature(s, a, kept)
     # One tangent is scored in forward mode, several in reverse, gathered one at a time.
-    kept: Bytes = {}
-    scored = trained
-    if r > 1:
-        kept = {"activations": _activations(s, tokens)}
-        if (matrices := layers.read_alone(s.cfg, s.influence)) is not None:
-            scored = sum(m.scalars for m in matrices) / shards * WIDE_BYTES
+    saved: Bytes = {}
+    if a.tangents > 1:
+        saved = {"activations": _activations(s, tokens)}
     found["score"] = {
         "params": params,
         # From the references' side the mean gradients of all domains are at hand.
-        "vectors": a.domains * trained + r * scored,
+        "vectors": (a.domains + a.tangents) * kept,
         "curvature": found.get("solve", {}).get("curvature", 0.0),
-        **kept,
+        **saved,
         "gathered": 2 * _gathered(s, gradients=False),
         "at work": max(1.5 * wide, 3 * logits),
     }
     return found
 
 
-def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
+def _curvature(s: Setting, a: Amounts, kept: float) -> dict[str, Bytes]:
     """Factors, their eigenvectors and eigenvalues; groups of layers are fitted one by one."""
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
     groups = s.influence.layer_groups
@@ -186,9 +183,9 @@ def _curvature(s: Setting, a: Amounts, trained: float) -> dict[str, Bytes]:
         },
         "solve": {
             "params": _params(s),
-            "vectors": (a.domains + 2 * a.tangents) * trained,
+            "vectors": (a.domains + 2 * a.tangents) * kept,
             "curvature": spread + kernels,
-            "at work": 2.0 * a.tangents * trained,
+            "at work": 2.0 * a.tangents * kept,
         },
     }
 

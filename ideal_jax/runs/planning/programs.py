@@ -19,7 +19,7 @@ from ideal_jax.influence.blocks import Blocks, layer_groups, solve_stacked, with
 from ideal_jax.influence.curvature import product_sum
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.passes import Placement
-from ideal_jax.influence.problem import leaf_indices
+from ideal_jax.influence.problem import leaf_indices, other_leaves
 from ideal_jax.influence.scores import batch_scores, gradient_sums, without
 from ideal_jax.models import Decoder, abstract_params, lora
 from ideal_jax.runs import cost
@@ -126,10 +126,15 @@ def influence_programs(
     placement, rows = Placement.of(params), _rows(mesh, options.batch_size)
     length = config.data.row_length
     packed = abstract_batch(mesh, rows, length, config.data.max_segments)
-    vectors = _stacked(mesh, params, tangents)
+    left_out: frozenset[str] = frozenset()
+    if cost.left_out(options):
+        left_out = other_leaves(params, kfac.covered_leaves(problem))
+    part = without(params, left_out)
+    vectors = _stacked(mesh, part, tangents)
     kinds = {**held, "batch": packed, "vectors": vectors}
     batch = lora.with_frozen(packed, frozen)
-    arguments: tuple[Any, ...] = (problem.example_loss, placement, params, batch)
+    arguments: tuple[Any, ...]
+    arguments = (problem.example_loss, Placement.of(part), left_out, params, batch)
     yield Program("gradient", gradient_sums, arguments, kinds, mesh)
 
     kinds = {**held, "batch": abstract_batch(mesh, rows, length, 1)}
@@ -152,10 +157,7 @@ def influence_programs(
 
     parts = ESTIMATORS[options.estimator].parts is not None
     extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
-    along = _stacked(mesh, params, tangents + extra)
-    if cost.left_out(options):
-        covered = kfac.covered_leaves(problem)
-        along = without(problem, along, frozenset(leaf_indices(params)) - covered.keys())
+    along = _stacked(mesh, part, tangents + extra)
     kinds = {**held, "batch": packed, "vectors": along}
     arguments = (problem, placement, params, along, batch)
     yield Program("score", batch_scores, arguments, kinds, mesh)
@@ -214,7 +216,7 @@ def _kronecker(
         yield max((group[place] for group in found), key=_weight)
     blocks = _blocks(problem, options, placement, params, bases)
     kinds = {**kinds, "curvature": blocks, "vectors": vectors}
-    arguments = (blocks, vectors, placement.stacked())
+    arguments = (blocks, vectors, Placement.of(vectors))
     yield Program("solve", solve_stacked, arguments, kinds, mesh)
     return blocks
 

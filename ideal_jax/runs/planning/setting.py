@@ -165,7 +165,7 @@ def read_amounts(config: Any) -> Amounts:
         steps=steps,
         domains=domains,
         scored=(options.fraction or 0.5) * examples * mean / PACKED,
-        references=2 * domains * min(options.reference_examples, examples) * mean / PACKED,
+        references=domains * min(options.reference_examples, examples) * mean / PACKED,
         curvature=options.curvature_examples * mean,
         tangents=min(options.tangents or domains, domains),
         packed=config.data.max_segments > 1,

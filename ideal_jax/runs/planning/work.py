@@ -77,8 +77,8 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
     def batches(tokens: float) -> float:
         return a.updates * math.ceil(tokens / (each * s.ways))
 
-    gradient = _pass(s, each, s.length, layers.REPEATED[s.cfg.remat], gradients=True)
-    found = {"gradient": gradient._replace(executions=batches(a.references))}
+    gradient = _gradient(s, each)
+    found = {"gradient": gradient._replace(executions=batches(a.references + a.scored))}
     matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
     passes = cost.KRONECKER.get(s.influence.estimator, 0)
     # Forward and backward through the activations alone, with the kernels of training.
@@ -108,30 +108,44 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
             executions=a.updates * 2 * math.ceil(a.domains / a.tangents),
         )
     found["score"] = _scores(s, a, each)._replace(
-        executions=math.ceil(a.domains / a.tangents) * batches(a.scored)
+        executions=math.ceil(a.domains / a.tangents) * batches(a.references + a.scored)
     )
     return found
 
 
+def _gradient(s: Setting, tokens: float) -> Work:
+    """Of what the estimator keeps."""
+    parts, matrices = layers.REPEATED[s.cfg.remat], layers.kept_alone(s.cfg, s.influence)
+    again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
+    gradient = cost.gradient_flops(s.cfg, s.length, tokens, matrices)
+    scattered = layers.kept_scalars(s.cfg, s.influence) * (s.cfg.lora is None)
+    return _pass(s, tokens, s.length, parts, gradients=True)._replace(
+        flops=(gradient + again) / s.tensor,
+        fsdp_bytes=_received(s, 2 * layers.whole_scalars(s.cfg) + scattered),
+    )
+
+
 def _scores(s: Setting, a: Amounts, tokens: float) -> Work:
     """Derivatives along tangents: one in forward mode, several in reverse."""
-    if a.tangents == 1:
-        forward = _pass(s, tokens, s.length, (), gradients=False)
-        sent = {"fsdp_bytes": 2 * forward.fsdp_bytes, "tensor_bytes": 2 * forward.tensor_bytes}
-        return Work(*(3 * x for x in forward))._replace(**sent)
-    # As a gradient, but none is scattered: each parameter meets the tangents, gathered like it.
-    parts = layers.REPEATED[s.cfg.remat]
-    again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
-    matrices, met = layers.read_alone(s.cfg, s.influence), layers.trained_scalars(s.cfg)
-    if matrices is not None:
-        met = sum(m.scalars for m in matrices)
-    read = 2 * layers.whole_scalars(s.cfg) + a.tangents * met
+    matrices = layers.kept_alone(s.cfg, s.influence)
     score = cost.score_flops(
         s.cfg, s.length, tokens, a.tangents, packed=a.packed, matrices=matrices
     )
+    # The tangents are gathered like the parameters that they meet; nothing is scattered.
+    whole, met = layers.whole_scalars(s.cfg), layers.kept_scalars(s.cfg, s.influence)
+    if a.tangents == 1:
+        forward = _pass(s, tokens, s.length, (), gradients=False)
+        return forward._replace(
+            flops=score / s.tensor,
+            hbm_bytes=3 * forward.hbm_bytes,
+            fsdp_bytes=_received(s, whole + met),
+            tensor_bytes=2 * forward.tensor_bytes,
+        )
+    parts = layers.REPEATED[s.cfg.remat]
+    again = layers.repeated_flops(s.cfg, tokens, s.length, parts)
     return _pass(s, tokens, s.length, parts, gradients=True)._replace(
         flops=(score + again) / s.tensor,
-        fsdp_bytes=read * s.activation_bytes / s.tensor * _share(s.fsdp),
+        fsdp_bytes=_received(s, 2 * whole + a.tangents * met),
     )
 
 
@@ -142,6 +156,11 @@ def seen(s: Setting) -> float:
 
 def _flops(s: Setting, tokens: float, attended: float, forwards: float) -> float:
     return forwards * cost.forward_flops(s.cfg, tokens, attended) / s.tensor
+
+
+def _received(s: Setting, scalars: float) -> float:
+    """Bytes of so many scalars, in the dtype of activations, gathered or scattered over fsdp."""
+    return scalars * s.activation_bytes / s.tensor * _share(s.fsdp)
 
 
 def _whole_bytes(s: Setting) -> float:
