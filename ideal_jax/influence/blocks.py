@@ -13,7 +13,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.influence import inversion, kfac
 from ideal_jax.influence.curvature import regulariser_product, total_weight
 from ideal_jax.influence.options import Options
-from ideal_jax.influence.passes import Placement, accumulate
+from ideal_jax.influence.passes import Placement, accumulate, wide
 from ideal_jax.influence.problem import (
     Batch,
     LossFn,
@@ -25,6 +25,9 @@ from ideal_jax.influence.problem import (
     silent,
 )
 from ideal_jax.influence.solve import Solved
+
+_Operation = Callable[[jax.Array, jax.Array], jax.Array]  # on components and denominators
+_Spectral = Callable[[jax.Array, _Operation], jax.Array]
 
 
 @functools.partial(
@@ -214,7 +217,7 @@ def _fisher_diagonal(
 @jax.jit
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     """(H + λI) v for every v on the leading axis, with the leaves that the blocks have."""
-    return _spectral(blocks, stacked, _safe_multiply)
+    return _mapped(blocks, stacked, _safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
@@ -230,7 +233,7 @@ def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) 
 @functools.partial(jax.jit, static_argnames="placement")
 def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
     """The inverse alone, for conjugate gradients; ``placement`` is that of ``stacked``."""
-    return placement.like(_spectral(blocks, stacked, _safe_divide))
+    return placement.like(_mapped(blocks, stacked, _safe_divide))
 
 
 def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
@@ -260,32 +263,63 @@ def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
 @functools.partial(jax.jit, static_argnames="placement")
 def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[Tree, jax.Array]:
     """``solve_blocks`` with the residuals still on the devices."""
-    solutions = placement.like(_spectral(blocks, stacked, _safe_divide))
-    left = jax.tree.map(jnp.subtract, _spectral(blocks, solutions, _safe_multiply), stacked)
+
+    def solve(g: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
+        s = spectral(g, _safe_divide)
+        left = spectral(s, _safe_multiply) - g
+        return s, jax.vmap(trees.dot)(left, left)
+
+    solutions, left = _by_block(blocks, stacked, solve)
     norms = jax.vmap(trees.norm)(stacked)
-    residuals = jax.vmap(trees.norm)(left) / jnp.where(norms > 0, norms, 1)
-    return solutions, placement.replicated(residuals)
+    residuals = jnp.sqrt(left) / jnp.where(norms > 0, norms, 1)
+    return placement.like(solutions), placement.replicated(residuals)
 
 
-def _spectral(
-    blocks: Blocks, stacked: Tree, operation: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Tree:
-    """``operation(component, denominator)`` in the eigenbasis of each block."""
+def _mapped(blocks: Blocks, stacked: Tree, operation: _Operation) -> Tree:
+    """``operation(components, denominators)`` in every block's eigenbasis."""
+    return _by_block(blocks, stacked, lambda v, f: (f(v, operation), jnp.zeros(len(v))))[0]
 
-    def leaf(path: tuple, x: jax.Array) -> jax.Array:
+
+def _by_block(
+    blocks: Blocks,
+    stacked: Tree,
+    fn: Callable[[jax.Array, _Spectral], tuple[jax.Array, jax.Array]],
+) -> tuple[Tree, jax.Array]:
+    """What ``fn(v, spectral)`` makes of each block's v [r, ...], and Σ of the numbers it tells [r].
+
+    ``spectral(v, operation)`` is ``operation(components, denominators)`` in the block's eigenbasis.
+    """
+    r = len(jax.tree.leaves(stacked)[0])
+
+    def leaf(path: tuple, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         name = leaf_name(path)
+        denominators = blocks.denominators(name)
         if name in blocks.diagonal:
-            return operation(x, blocks.denominators(name))
-        basis, denominators = blocks.bases[name], blocks.denominators(name)
+            return fn(x, lambda v, operation: operation(v, denominators))
+        operands = blocks.bases[name].inputs, blocks.bases[name].outputs, denominators
+        x_RxLxIxO = x.reshape(r, *denominators.shape)
 
-        def one(v: jax.Array) -> jax.Array:
-            rotated = kfac.rotate_kernel(v.reshape(denominators.shape), basis)
-            result = kfac.rotate_kernel(operation(rotated, denominators), basis, back=True)
-            return result.reshape(v.shape)
+        def layer(l: jax.Array, found: tuple) -> tuple[jax.Array, jax.Array]:  # noqa: E741
+            q_a, q_g, d = (operand[l] for operand in operands)
+            result, number = fn(x_RxLxIxO[:, l], functools.partial(_rotated, q_a, q_g, d))
+            total = (found[1] + number).astype(found[1].dtype)
+            return found[0].at[:, l].set(result.astype(x.dtype)), total
 
-        return jax.vmap(one)(x).astype(x.dtype)
+        # One layer at a time: on a mesh its eigenvectors are gathered, not those of all layers.
+        start = jnp.zeros_like(x_RxLxIxO), jnp.zeros(r, wide(x).dtype)
+        solutions, number = jax.lax.fori_loop(0, len(denominators), layer, start)
+        return solutions.reshape(x.shape), number
 
-    return jax.tree_util.tree_map_with_path(leaf, stacked)
+    found = [leaf(path, x) for path, x in jax.tree_util.tree_leaves_with_path(stacked)]
+    made = jax.tree.unflatten(jax.tree.structure(stacked), [x for x, _ in found])
+    return made, jnp.sum(jnp.stack([number for _, number in found]), axis=0)
+
+
+def _rotated(
+    q_a: jax.Array, q_g: jax.Array, denominators: jax.Array, v: jax.Array, operation: _Operation
+) -> jax.Array:
+    """``operation`` in the eigenbasis of one layer."""
+    return kfac.rotate(operation(kfac.rotate(v, q_a, q_g), denominators), q_a, q_g, back=True)
 
 
 def _safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:

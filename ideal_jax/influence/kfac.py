@@ -208,17 +208,12 @@ def diagonal_sums(
     ]
 
 
-def rotate_kernel(kernel_LxIxO: jax.Array, basis: Basis, *, back: bool = False) -> jax.Array:
-    """Q_Aᵀ V Q_G for each layer of a kernel, or Q_A V Q_Gᵀ when ``back``."""
-
-    def layer(operands: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        v, q_a, q_g = operands
-        if back:
-            q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
-        return _rotate(_rotate(v.T, q_a).T, q_g)
-
-    # One layer at a time: on a mesh its eigenvectors are gathered, not those of all layers.
-    return jax.lax.map(layer, (kernel_LxIxO, basis.inputs, basis.outputs))
+def rotate(v_IxO: jax.Array, q_a: jax.Array, q_g: jax.Array, *, back: bool = False) -> jax.Array:
+    """Q_Aᵀ V Q_G for one layer's V [..., I, O], or Q_A V Q_Gᵀ when ``back``."""
+    if back:
+        q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
+    by_input = _on_last(jnp.swapaxes(v_IxO, -1, -2), q_a)
+    return _on_last(jnp.swapaxes(by_input, -1, -2), q_g)
 
 
 def covered_leaves(problem: Problem) -> dict[str, TapLayer]:
@@ -299,10 +294,10 @@ def _squares(a_BxTxI: jax.Array, g_BxTxO: jax.Array, q_a: jax.Array, q_g: jax.Ar
     of_tokens = T * (q_a.size + q_g.size)
     of_gradients = I * O * (q_a.shape[-1] + q_g.shape[-1])
     if of_tokens <= of_gradients:
-        a_BxTxI, g_BxTxO = _rotate(a_BxTxI, q_a), _rotate(g_BxTxO, q_g)
+        a_BxTxI, g_BxTxO = _on_last(a_BxTxI, q_a), _on_last(g_BxTxO, q_g)
     gradients_BxIxO = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
     if of_tokens > of_gradients:
-        gradients_BxIxO = jax.vmap(lambda w: _rotate(_rotate(w.T, q_a).T, q_g))(gradients_BxIxO)
+        gradients_BxIxO = rotate(gradients_BxIxO, q_a, q_g)
     return jnp.sum(jnp.square(gradients_BxIxO), axis=0)
 
 
@@ -328,7 +323,7 @@ def block_width(width: int, max_factor: int) -> int:
     return width // next(parts)
 
 
-def _rotate(x: jax.Array, q_kxbxc: jax.Array) -> jax.Array:
+def _on_last(x: jax.Array, q_kxbxc: jax.Array) -> jax.Array:
     """``x Q`` on the last axis, Q block-diagonal."""
     parts = x.reshape(*x.shape[:-1], *q_kxbxc.shape[:-1])
     return jnp.einsum("...kb,kbc->...kc", parts, q_kxbxc, precision=_EXACT).reshape(x.shape)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ideal_jax.influence import kfac
+from ideal_jax.influence.blocks import Blocks, multiply_blocks
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.influence.problem import (
@@ -61,29 +62,24 @@ def fit(setting: Setting) -> Fitted:
         progress=setting.progress,
     )
     count = len(setting.batches)
-    fitted = {name: b._replace(eigenvalues=squares[name] / count) for name, b in bases.items()}
-    return Fitted(fitted, 0.0, {}, left_out=other_leaves(setting.params, fitted))
+    transposed = {
+        name: basis._replace(
+            inputs=jnp.swapaxes(basis.inputs, -1, -2),
+            outputs=jnp.swapaxes(basis.outputs, -1, -2),
+            eigenvalues=squares[name] / count,
+        )
+        for name, basis in bases.items()
+    }
+    undamped = {name: jnp.zeros(len(b.eigenvalues)) for name, b in transposed.items()}
+    left_out = other_leaves(setting.params, transposed)
+    return Fitted(Blocks(transposed, {}, undamped), 0.0, {}, left_out=left_out)
 
 
-def solve(state: dict[str, kfac.Basis], stacked: Tree, *, progress: Progress = silent) -> Solved:
+def solve(state: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
     """Not a solve: Q_Aᵀ (λ ⊙ (Q_A g Q_Gᵀ)) Q_G for every g, of the tapped kernels."""
-    count = jax.tree.leaves(stacked)[0].shape[0]
+    count = len(jax.tree.leaves(stacked)[0])
     # No residual: it is not the solution of a system.
-    return Solved(_multiply(state, stacked), np.zeros(count), np.zeros(count, np.int64))
-
-
-@jax.jit
-def _multiply(state: dict[str, kfac.Basis], stacked: Tree) -> Tree:
-    def leaf(path: tuple, x: jax.Array) -> jax.Array:
-        basis = state[leaf_name(path)]
-
-        def one(v: jax.Array) -> jax.Array:
-            rotated = kfac.rotate_kernel(v.reshape(basis.eigenvalues.shape), basis, back=True)
-            return kfac.rotate_kernel(rotated * basis.eigenvalues, basis).reshape(v.shape)
-
-        return jax.vmap(one)(x).astype(x.dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf, stacked)
+    return Solved(multiply_blocks(state, stacked), np.zeros(count), np.zeros(count, np.int64))
 
 
 @functools.partial(jax.jit, static_argnames="problem")
@@ -99,5 +95,6 @@ def _batch_squares(
         basis = bases.get(leaf_name(path))
         if basis is not None:
             kernel = gradient.reshape(basis.eigenvalues.shape)
-            squares[leaf_name(path)] = jnp.square(kfac.rotate_kernel(kernel, basis, back=True))
+            rotated = jax.vmap(functools.partial(kfac.rotate, back=True))
+            squares[leaf_name(path)] = jnp.square(rotated(kernel, basis.inputs, basis.outputs))
     return squares

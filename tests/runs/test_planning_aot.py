@@ -126,7 +126,8 @@ HloModule steps
   %sent = bf16[64]{0} collective-permute(%x), channel_id=3, source_target_pairs={{0,1},{1,0}}
   %beside = bf16[256]{0} fusion(%sent), kind=kOutput, calls=%piece
   %at = u32[]{:T(128)} get-tuple-element(%state), index=1
-  %next = u32[]{:T(128)} add(%at, %two)
+  %copied = u32[]{:T(128)S(6)} copy(%at)
+  %next = u32[]{:T(128)} add(%copied, %two)
   ROOT %out = (bf16[64]{0}, u32[]{:T(128)}) tuple(%sent, %next)
 }
 

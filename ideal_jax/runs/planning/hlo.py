@@ -124,6 +124,8 @@ def _read(
             numbers[name] = "constant", int(match[3])
         elif place:
             numbers[name] = "value", int(place[1])
+        elif kind == "copy" and known:
+            numbers[name] = known[0]
         elif kind == "add" and sorted(role for role, _ in known) == ["constant", "value"]:
             numbers[name] = "step", dict(known)["constant"]
     if line.strip().startswith("ROOT"):
