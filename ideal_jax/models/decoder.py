@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ideal_jax.models import attention, kernels
 from ideal_jax.models.attention import Places, Rotation
 from ideal_jax.models.config import DecoderConfig
-from ideal_jax.models.readings import DIRECTIONS, STEPS, Directions, read
+from ideal_jax.models.readings import DIRECTIONS, PLACES, STEPS, Directions, read
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
@@ -281,8 +281,8 @@ class Decoder(nn.Module):
         policy = REMAT[c.remat]
         self.layers = nn.scan(
             Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy),
-            variable_axes={"params": 0, TAPS: 0, DIRECTIONS: 1},
-            variable_broadcast=STEPS,
+            variable_axes={"params": 0, TAPS: 0, PLACES: 0},
+            variable_broadcast=(STEPS, DIRECTIONS),
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=c.n_layers,

@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from ideal_jax.taps import tap
 
-DIRECTIONS, STEPS = "directions", "steps"
+# All layers of a scan see its directions whole; its places tell each which are its own.
+DIRECTIONS, STEPS, PLACES = "directions", "steps", "places"
 
 
 class Directions(NamedTuple):
@@ -36,7 +37,9 @@ class Directions(NamedTuple):
     def variables(self) -> dict[str, Any]:
         """Collections for ``Decoder.apply``, beside its parameters."""
         steps = jax.tree.map(lambda _: self.steps, self.tangents)
-        return {DIRECTIONS: self.tangents, STEPS: steps}
+        scanned = {"layers": self.tangents["layers"]} if "layers" in self.tangents else {}
+        places = jax.tree.map(lambda s: jnp.arange(s.shape[1]), scanned)
+        return {DIRECTIONS: self.tangents, STEPS: steps, PLACES: places}
 
 
 def read(
@@ -50,7 +53,8 @@ def read(
     directions: jax.Array | None = module.get_variable(DIRECTIONS, name)
     if directions is None:
         return y
-    return along(f, y, x, directions, module.get_variable(STEPS, name))
+    steps_RxBxU, place = module.get_variable(STEPS, name), module.get_variable(PLACES, name)
+    return along(f, y, x, directions, steps_RxBxU, place)
 
 
 def along(
@@ -59,6 +63,7 @@ def along(
     x: jax.Array,
     directions: jax.Array,
     steps_RxBxU: jax.Array,
+    place: jax.Array | None = None,
 ) -> jax.Array:
     """``y``; its derivative in the steps is f(s, x) for every direction s.
 
@@ -66,18 +71,21 @@ def along(
       f: (p, x) -> y, linear in p, row by row of x.
       y: [B, T, ...].
       x: [B, T, ...]; integers are places in a table, whose gradient is not worth forming.
-      directions: R of p's shape.
+      directions: R of p's shape, or [R, L, ...] for L layers.
       steps_RxBxU: zeros, see ``Directions``.
+      place: which of the L layers this is.
     """
     by_row, wide = steps_RxBxU.shape[2] == 1, steps_RxBxU.dtype
 
-    def reading(x: jax.Array, g: jax.Array, directions: jax.Array) -> jax.Array:
+    def reading(x: jax.Array, g: jax.Array, operands: tuple) -> jax.Array:
+        directions, place = operands
+        directions = directions if place is None else directions[:, place]
         if by_row and not jnp.issubdtype(x.dtype, jnp.integer):
             return _by_row(f, x, g, directions, wide)
         read_RxBxT = _by_token(f, x, g, directions, wide)
         return jnp.sum(read_RxBxT, axis=2, keepdims=True) if by_row else read_RxBxT
 
-    return tap(reading, x, y, directions, steps_RxBxU)
+    return tap(reading, x, y, (directions, place), steps_RxBxU)
 
 
 def _by_row(f: Any, x: jax.Array, g: jax.Array, directions: jax.Array, wide: Any) -> jax.Array:
