@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -29,6 +28,8 @@ class Agreement(NamedTuple):
 
 def agreement(predicted: np.ndarray, stderr: np.ndarray, measured: np.ndarray) -> Agreement:
     """Compares matrices (or vectors) of the same shape."""
+    from scipy import stats  # 60 MiB and half a second, which nothing else in influence needs
+
     x, e, y = (np.ravel(np.asarray(a, np.float64)) for a in (predicted, stderr, measured))
     same = np.sign(x) == np.sign(y)
     clear = np.abs(x) > Z95 * e

@@ -8,12 +8,12 @@ other side: t_j = (H + λI)⁻¹ ∂_{β_j}∇L_β and one pass over references,
 """
 
 import functools
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.bootstrap import Intervals, intervals
@@ -211,7 +211,7 @@ def estimate(
     solver = Solver(problem, params, chosen, fitted.state, chunk, fitted.left_out, progress)
 
     centred = centred and not chosen.domain_mean
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(statistics.NormalDist().inv_cdf((1 + confidence) / 2))
     every = functools.reduce(_joined, more, dict(domains))
     backward = reference_side(solver, spread, every, centred=centred)
     held = _reference_part(references, spread, backward)

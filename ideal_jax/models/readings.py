@@ -53,8 +53,8 @@ def read(
     directions: jax.Array | None = module.get_variable(DIRECTIONS, name)
     if directions is None:
         return y
-    steps_RxBxU, place = module.get_variable(STEPS, name), module.get_variable(PLACES, name)
-    return along(f, y, x, directions, steps_RxBxU, place)
+    steps_RxBxU: jax.Array = module.get_variable(STEPS, name)
+    return along(f, y, x, directions, steps_RxBxU, module.get_variable(PLACES, name))
 
 
 def along(
