@@ -16,7 +16,14 @@ from ideal_jax.config import load
 from ideal_jax.evaluation.generate import make_generate
 from ideal_jax.influence import Sample, influence_matrix
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.models import Decoder, DecoderConfig, choose_attention, load_hf, random_params
+from ideal_jax.models import (
+    Decoder,
+    DecoderConfig,
+    choose_attention,
+    decoder_loss,
+    load_hf,
+    random_params,
+)
 from ideal_jax.training.loop import start_state
 
 BASE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
@@ -96,7 +103,7 @@ class Ours:
             options = FrozenConfigDict({**load(BASE).training, **SAME, **moments})
             optimizer = training.adamw(options, 10**6)
             self.state = start_state(self.mesh, self.params, optimizer)
-            loss = training.decoder_loss(self.model, given["block"])
+            loss = decoder_loss(self.model, given["block"])
             step = training.make_train_step(loss, optimizer)
             shardings = jax.tree.map(lambda x: x.sharding, self.state)
             self.step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -15,9 +15,8 @@ from flax import traverse_util
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.problem import Problem, TapLayer, Taps
-from ideal_jax.models import TAPS, Decoder, Directions, forward_mode, lora
+from ideal_jax.models import TAPS, Decoder, Directions, decoder_nll, forward_mode, lora
 from ideal_jax.taps import Tap
-from ideal_jax.training import decoder_nll
 
 Batch = Mapping[str, Any]
 

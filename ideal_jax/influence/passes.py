@@ -129,6 +129,14 @@ def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tre
     return placement.like(jax.tree.map(leaf, stacked))
 
 
+@functools.partial(jax.jit, static_argnames=("count", "placement"))
+def split(stacked: Tree, count: int, placement: Placement) -> tuple[Tree, Tree]:
+    """The first ``count`` trees of a stack, and the others."""
+    first = jax.tree.map(lambda x: x[:count], stacked)
+    others = jax.tree.map(lambda x: x[count:], stacked)
+    return placement.like(first), placement.like(others)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def _add(total: Tree, value: Tree) -> Tree:
     return jax.tree.map(jnp.add, total, value)

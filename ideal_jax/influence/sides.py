@@ -14,7 +14,7 @@ import numpy as np
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.interface import Estimator
-from ideal_jax.influence.passes import Placement, combine, stack
+from ideal_jax.influence.passes import Placement, combine, split, stack
 from ideal_jax.influence.problem import (
     LossFn,
     Problem,
@@ -181,13 +181,15 @@ def reference_side(
     mixed = mixing(weights / weights.sum(), centred=centred)
     means = stack([mean.gradient for mean in found.values()], placement)
     del found
+    derivatives = combine(-mixed, means, placement)
+    del means
     chunks: dict[str, list[Scores]] = {name: [] for name in references}
-    residuals = []
-    for start in range(0, len(domains), solver.chunk):
-        derivatives = combine(-mixed[start : start + solver.chunk], means, placement)
-        solved = solver.estimator.solve(solver.state, derivatives, progress=solver.progress)
+    residuals: list[np.ndarray] = []
+    while sum(map(len, residuals)) < len(domains):
+        part, derivatives = split(derivatives, solver.chunk, placement)
+        solved = solver.estimator.solve(solver.state, part, progress=solver.progress)
         residuals.append(solved.residuals)
-        del derivatives
+        del part  # what is not scored is not held meanwhile
         for name, sample in references.items():
             chunks[name].append(_scores(solver, solved.solutions, sample, "reference scores"))
             _refuse_weightless("reference", name, chunks[name][-1].weights.sum())

@@ -15,6 +15,9 @@ from ideal_jax.models.huggingface import load_hf as load_hf
 from ideal_jax.models.huggingface import read_params as read_params
 from ideal_jax.models.kernels import choose_attention as choose_attention
 from ideal_jax.models.kernels import forward_mode as forward_mode
+from ideal_jax.models.loss import decoder_loss as decoder_loss
+from ideal_jax.models.loss import decoder_nll as decoder_nll
+from ideal_jax.models.loss import example_losses as example_losses
 from ideal_jax.models.parameters import abstract_params as abstract_params
 from ideal_jax.models.parameters import random_params as random_params
 from ideal_jax.models.peft import save_peft as save_peft

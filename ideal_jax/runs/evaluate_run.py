@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from ideal_jax import config as config_lib
-from ideal_jax import training
 from ideal_jax.data import end_of_turn, example_batches, render_prompt
 from ideal_jax.evaluation import Losses, domain_losses, generate_all, make_generate
 from ideal_jax.mixture import permutation
+from ideal_jax.models import example_losses
 from ideal_jax.runs import cost
 from ideal_jax.runs.session import Session
 
@@ -39,7 +39,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     generation = "exact_match" in config_lib.names(config.eval.tasks)
     total = len(session.names) * (3 if generation else 2)
-    losses_fn = jax.jit(training.example_losses(session.whole_model, config.loss.block))
+    losses_fn = jax.jit(example_losses(session.whole_model, config.loss.block))
     generate = jax.jit(
         make_generate(
             session.whole_model,

@@ -15,7 +15,7 @@ from ideal_jax import processes, sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
 from ideal_jax.data.sources import is_built_in
 from ideal_jax.mixture import MixturePlan
-from ideal_jax.models import abstract_params, lora, random_params
+from ideal_jax.models import abstract_params, decoder_loss, lora, random_params
 from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import Start, adapted, frozen_folder, init_start
 from ideal_jax.runs.session import Session
@@ -176,7 +176,7 @@ def _recipe(
     passes = math.ceil(options.epochs * len(table) / options.batch_size)
     steps = steps or options.steps or passes
     return Recipe(
-        loss_fn=training.decoder_loss(session.model, config.loss.block),
+        loss_fn=decoder_loss(session.model, config.loss.block),
         optimizer=training.adamw(FrozenConfigDict(options), steps),
         learning_rate=training.schedule(options, steps),
         batches=training_batches(

@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ideal_jax import config as config_lib
-from ideal_jax import processes, training
+from ideal_jax import processes
 from ideal_jax.data import example_batches
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import domain_losses
 from ideal_jax.influence.agreement import agreement
 from ideal_jax.influence.estimators import METAGRADIENT, check_name
 from ideal_jax.mixture import MixturePlan, MixtureState
+from ideal_jax.models import example_losses
 from ideal_jax.report import write_report
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.ideal_run import plan_of
@@ -195,7 +196,7 @@ def _moved(
 def reference_losses(session: Session, params: Any) -> np.ndarray:
     """float64[R]: Q_i over the examples that ∇Q_i is taken over, as the influence sees them."""
     config = session.config
-    losses_fn = jax.jit(training.example_losses(session.whole_model, config.loss.block))
+    losses_fn = jax.jit(example_losses(session.whole_model, config.loss.block))
     found = []
     for j, domain in enumerate(session.names):
         batches = example_batches(

@@ -5,9 +5,6 @@ from ideal_jax.training.loop import TrainResult as TrainResult
 from ideal_jax.training.loop import start_state as start_state
 from ideal_jax.training.loop import step_program as step_program
 from ideal_jax.training.loop import train as train
-from ideal_jax.training.loss import decoder_loss as decoder_loss
-from ideal_jax.training.loss import decoder_nll as decoder_nll
-from ideal_jax.training.loss import example_losses as example_losses
 from ideal_jax.training.optimizer import adamw as adamw
 from ideal_jax.training.optimizer import schedule as schedule
 from ideal_jax.training.optimizer import second_moment as second_moment

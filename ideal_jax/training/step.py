@@ -11,7 +11,7 @@ import optax
 
 from ideal_jax import processes, trees
 from ideal_jax.models import lora
-from ideal_jax.training.loss import Batch, LossFn
+from ideal_jax.models.loss import Batch, LossFn
 
 
 class TrainState(NamedTuple):

@@ -14,13 +14,13 @@ import sys
 import jax
 import numpy as np
 
-from ideal_jax import processes, sharding, training, trees
+from ideal_jax import processes, sharding, trees
 from ideal_jax.config import load, override
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.kfac import factor_sums
 from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.mixture import MixturePlan
-from ideal_jax.models import load_hf, save_hf
+from ideal_jax.models import decoder_loss, load_hf, save_hf
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.influence_samples import curvature_batches
 from ideal_jax.runs.session import open_session
@@ -149,7 +149,7 @@ def gradients(session, plan, params):
         reduction="token",
         rows=sharding.local_rows(session.mesh, size),
     )
-    loss = training.decoder_loss(session.model)
+    loss = decoder_loss(session.model)
     micro = config.training.micro_batches
     with jax.set_mesh(session.mesh):
         batch = sharding.place(session.mesh, batches[0], size)

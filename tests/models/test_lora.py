@@ -11,8 +11,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ideal_jax import sharding
-from ideal_jax.models import Decoder, LoRA, load_hf, lora, random_params, save_hf, save_peft
-from ideal_jax.training import adamw, decoder_loss, init_state, make_train_step
+from ideal_jax.models import (
+    Decoder,
+    LoRA,
+    decoder_loss,
+    load_hf,
+    lora,
+    random_params,
+    save_hf,
+    save_peft,
+)
+from ideal_jax.training import adamw, init_state, make_train_step
 
 ADAPTERS = LoRA(rank=3, alpha=6.0, dropout=0.0, target="attention/[qvo]$|mlp/")
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ideal_jax.models import REMAT, Decoder, DecoderConfig
-from ideal_jax.training import decoder_loss
+from ideal_jax.models import REMAT, Decoder, DecoderConfig, decoder_loss
 
 SHAPE = DecoderConfig(50, 16, 3, 4, 2, 6, 24)
 

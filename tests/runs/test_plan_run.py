@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ideal_jax import cli, config, sharding, training
 from ideal_jax.errors import UserError
-from ideal_jax.models import Decoder, DecoderConfig, LoRA, abstract_params
+from ideal_jax.models import Decoder, DecoderConfig, LoRA, abstract_params, decoder_loss
 from ideal_jax.runs.planning import layers, memory, published, search
 from ideal_jax.runs.planning.counted import matrix_flops
 from ideal_jax.runs.planning.forecast import forecast
@@ -61,7 +61,7 @@ def train_program(s: Setting) -> jax.stages.Traced:
     shape = (s.batch, s.length)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    loss = training.decoder_loss(Decoder(s.cfg), s.block)
+    loss = decoder_loss(Decoder(s.cfg), s.block)
     step = training.make_train_step(loss, optimizer, s.micro_batches)
     with jax.set_mesh(mesh):
         return jax.jit(step, donate_argnums=0).trace(state, batch)

@@ -16,6 +16,7 @@ from ideal_jax import config as config_lib
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
 from ideal_jax.models import Decoder, DecoderConfig
+from ideal_jax.models.loss import blocked_nll
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import aot, programs
 from ideal_jax.runs.planning.counted import matrix_flops
@@ -23,7 +24,6 @@ from ideal_jax.runs.planning.gpus import target_config
 from ideal_jax.runs.planning.hlo import collective_bytes
 from ideal_jax.runs.planning.layers import factored
 from ideal_jax.runs.planning.topology import parse_topology
-from ideal_jax.training.loss import blocked_nll
 
 ROOT = pathlib.Path(__file__).parents[2]
 PHASES = ["train", "generate", "gradient", "curvature", "eigen", "refit", "solve", "score"]

@@ -10,8 +10,8 @@ from ml_collections import FrozenConfigDict
 
 from ideal_jax import training
 from ideal_jax.errors import UserError
-from ideal_jax.models import Decoder, DecoderConfig
-from ideal_jax.training.loss import blocked_nll
+from ideal_jax.models import Decoder, DecoderConfig, decoder_loss, example_losses
+from ideal_jax.models.loss import blocked_nll
 from ideal_jax.training.step import accumulate
 
 CFG = DecoderConfig(
@@ -80,7 +80,7 @@ def test_blocked_loss_and_its_derivatives_equal_the_plain_ones(block):
 
 def test_padding_and_prompts_do_not_count(model_and_params):
     model, params = model_and_params
-    loss = training.decoder_loss(model)
+    loss = decoder_loss(model)
     batch = make_batch()
     total, weight = loss(params, batch)
     assert weight == batch["weights"].sum()
@@ -93,7 +93,7 @@ def test_accumulated_gradients_equal_whole_ones_for_uneven_token_counts(
     model_and_params, micro_batches
 ):
     model, params = model_and_params
-    loss = training.decoder_loss(model)
+    loss = decoder_loss(model)
     batch = make_batch()
     whole = accumulate(loss, params, batch, 1)
     slices = accumulate(loss, params, batch, micro_batches)
@@ -103,8 +103,8 @@ def test_accumulated_gradients_equal_whole_ones_for_uneven_token_counts(
 def test_example_losses_sum_to_the_loss(model_and_params):
     model, params = model_and_params
     batch = make_batch()
-    per_example, weights = training.example_losses(model)(params, batch)
-    total, weight = training.decoder_loss(model)(params, batch)
+    per_example, weights = example_losses(model)(params, batch)
+    total, weight = decoder_loss(model)(params, batch)
     np.testing.assert_allclose(per_example.sum(), total, rtol=1e-6)
     assert weights.sum() == weight
 
@@ -112,7 +112,7 @@ def test_example_losses_sum_to_the_loss(model_and_params):
 def test_loss_falls(model_and_params):
     model, params = model_and_params
     optimizer = training.adamw(OPTIONS, 30)
-    step = jax.jit(training.make_train_step(training.decoder_loss(model), optimizer))
+    step = jax.jit(training.make_train_step(decoder_loss(model), optimizer))
     state, batch, losses = training.init_state(params, optimizer), make_batch(), []
     for _ in range(30):
         state, metrics = step(state, batch)
@@ -126,7 +126,7 @@ def test_loss_falls(model_and_params):
 def test_a_batch_without_supervised_tokens_changes_nothing_to_nan(model_and_params):
     model, params = model_and_params
     optimizer = training.adamw(OPTIONS, 3)
-    step = training.make_train_step(training.decoder_loss(model), optimizer)
+    step = training.make_train_step(decoder_loss(model), optimizer)
     batch = {**make_batch(), "weights": jnp.zeros((4, 10))}
     state, metrics = jax.jit(step)(training.init_state(params, optimizer), batch)
     assert metrics.loss == 0
@@ -162,6 +162,6 @@ def test_a_step_changes_no_dtype(model_and_params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     optimizer = training.adamw(OPTIONS, 10)
     state = training.init_state(narrow, optimizer)
-    step = training.make_train_step(training.decoder_loss(model, 4), optimizer)
+    step = training.make_train_step(decoder_loss(model, 4), optimizer)
     after, _ = jax.eval_shape(step, state, make_batch())
     assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]

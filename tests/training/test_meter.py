@@ -21,7 +21,7 @@ from ideal_jax.data.pipeline import packed_rows, training_batches
 from ideal_jax.data.store import Example, TokenStore
 from ideal_jax.errors import UserError
 from ideal_jax.mixture import MixturePlan
-from ideal_jax.models import Decoder, DecoderConfig
+from ideal_jax.models import Decoder, DecoderConfig, decoder_loss
 from ideal_jax.runs import cost
 from ideal_jax.training import meter as meter_lib
 from ideal_jax.training.meter import Meter, Stamps
@@ -34,7 +34,7 @@ OPTIONS = FrozenConfigDict(
     | {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "clip_norm": 1.0}
     | {"moment_dtype": ""}
 )
-LOSS, OPTIMIZER = training.decoder_loss(MODEL), training.adamw(OPTIONS, STEPS)
+LOSS, OPTIMIZER = decoder_loss(MODEL), training.adamw(OPTIONS, STEPS)
 
 
 class Clock:

@@ -21,7 +21,7 @@ from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.passes import Placement
 from ideal_jax.influence.problem import leaf_indices, other_leaves
 from ideal_jax.influence.scores import batch_scores, gradient_sums, without
-from ideal_jax.models import Decoder, abstract_params, lora
+from ideal_jax.models import Decoder, abstract_params, decoder_loss, lora
 from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import without_adapters
 
@@ -89,7 +89,7 @@ def train_program(config: Any, model: Decoder, mesh: Mesh, params: Any, frozen: 
     step, state = training.step_program(
         mesh,
         params,
-        training.decoder_loss(model, config.loss.block),
+        decoder_loss(model, config.loss.block),
         training.adamw(FrozenConfigDict(options), max(options.steps, 1)),
         options.micro_batches,
     )

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ideal_jax.models import Decoder, lora, output_matrix
+from ideal_jax.models import lora
 from ideal_jax.models.attention import soft_capped
-from ideal_jax.models.decoder import output_directions, times
+from ideal_jax.models.decoder import Decoder, output_directions, output_matrix, times
 from ideal_jax.models.readings import Directions, along
 from ideal_jax.sharding import constrain
 
