@@ -10,8 +10,8 @@ three epochs.
 
 By formula, a device's memory and a whole run (`ideal-jax plan`):
 
-    v5e:4x8    13.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.2 h
-    h200:8     93.7 of 131.1 GiB,  3.02 s/step,  86,795 tokens/s, MFU 51%, run  0.6 h
+    v5e:4x8    11.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.3 h
+    h200:8     81.8 of 131.1 GiB,  3.02 s/step,  86,795 tokens/s, MFU 51%, run  0.6 h
 """
 
 import pathlib

@@ -214,10 +214,9 @@ def _fisher_diagonal(
     return {names[i]: square / weight for i, square in zip(leaves, squares, strict=True)}
 
 
-@jax.jit
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     """(H + λI) v for every v on the leading axis, with the leaves that the blocks have."""
-    return _mapped(blocks, stacked, _safe_multiply)
+    return _mapped(blocks, stacked, Placement.of(stacked), _safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
@@ -230,10 +229,9 @@ def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) 
     return Solved(solutions, residuals, np.zeros(residuals.shape, np.int64))
 
 
-@functools.partial(jax.jit, static_argnames="placement")
 def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
     """The inverse alone, for conjugate gradients; ``placement`` is that of ``stacked``."""
-    return placement.like(_mapped(blocks, stacked, _safe_divide))
+    return _mapped(blocks, stacked, placement, _safe_divide)
 
 
 def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
@@ -269,20 +267,26 @@ def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[
         left = spectral(s, _safe_multiply) - g
         return s, jax.vmap(trees.dot)(left, left)
 
-    solutions, left = _by_block(blocks, stacked, solve)
+    solutions, left = _by_block(blocks, stacked, placement, solve)
     norms = jax.vmap(trees.norm)(stacked)
     residuals = jnp.sqrt(left) / jnp.where(norms > 0, norms, 1)
     return placement.like(solutions), placement.replicated(residuals)
 
 
-def _mapped(blocks: Blocks, stacked: Tree, operation: _Operation) -> Tree:
+@functools.partial(jax.jit, static_argnames=("placement", "operation"))
+def _mapped(blocks: Blocks, stacked: Tree, placement: Placement, operation: _Operation) -> Tree:
     """``operation(components, denominators)`` in every block's eigenbasis."""
-    return _by_block(blocks, stacked, lambda v, f: (f(v, operation), jnp.zeros(len(v))))[0]
+
+    def fn(v: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
+        return spectral(v, operation), jnp.zeros(len(v))
+
+    return placement.like(_by_block(blocks, stacked, placement, fn)[0])
 
 
 def _by_block(
     blocks: Blocks,
     stacked: Tree,
+    placement: Placement,
     fn: Callable[[jax.Array, _Spectral], tuple[jax.Array, jax.Array]],
 ) -> tuple[Tree, jax.Array]:
     """What ``fn(v, spectral)`` makes of each block's v [r, ...], and Σ of the numbers it tells [r].
@@ -301,7 +305,9 @@ def _by_block(
 
         def layer(l: jax.Array, found: tuple) -> tuple[jax.Array, jax.Array]:  # noqa: E741
             q_a, q_g, d = (operand[l] for operand in operands)
-            result, number = fn(x_RxLxIxO[:, l], functools.partial(_rotated, q_a, q_g, d))
+            q_a, q_g = placement.replicated((q_a, q_g))
+            spectral = functools.partial(_rotated, placement, q_a, q_g, d)
+            result, number = fn(x_RxLxIxO[:, l], spectral)
             total = (found[1] + number).astype(found[1].dtype)
             return found[0].at[:, l].set(result.astype(x.dtype)), total
 
@@ -316,10 +322,23 @@ def _by_block(
 
 
 def _rotated(
-    q_a: jax.Array, q_g: jax.Array, denominators: jax.Array, v: jax.Array, operation: _Operation
+    placement: Placement,
+    q_a: jax.Array,
+    q_g: jax.Array,
+    denominators: jax.Array,
+    v_RxIxO: jax.Array,
+    operation: _Operation,
 ) -> jax.Array:
-    """``operation`` in the eigenbasis of one layer."""
-    return kfac.rotate(operation(kfac.rotate(v, q_a, q_g), denominators), q_a, q_g, back=True)
+    """``operation`` in the eigenbasis of one layer.
+
+    On a mesh every device rotates some columns by Q_A and some rows by Q_G: eigenvectors are
+    gathered, the far larger v change hands and are never summed.
+    """
+    columns, rows = (functools.partial(placement.spread, axis=axis) for axis in (-1, -2))
+    v = columns(kfac.on_inputs(columns(v_RxIxO), q_a))
+    v = operation(rows(kfac.on_outputs(rows(v), q_g)), rows(denominators))
+    v = rows(kfac.on_outputs(v, jnp.swapaxes(q_g, -1, -2)))
+    return columns(kfac.on_inputs(columns(v), jnp.swapaxes(q_a, -1, -2)))
 
 
 def _safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:

@@ -208,12 +208,16 @@ def diagonal_sums(
     ]
 
 
-def rotate(v_IxO: jax.Array, q_a: jax.Array, q_g: jax.Array, *, back: bool = False) -> jax.Array:
-    """Q_Aᵀ V Q_G for one layer's V [..., I, O], or Q_A V Q_Gᵀ when ``back``."""
-    if back:
-        q_a, q_g = jnp.swapaxes(q_a, -1, -2), jnp.swapaxes(q_g, -1, -2)
-    by_input = _on_last(jnp.swapaxes(v_IxO, -1, -2), q_a)
-    return _on_last(jnp.swapaxes(by_input, -1, -2), q_g)
+def on_inputs(v_IxO: jax.Array, q_a: jax.Array) -> jax.Array:
+    """Q_Aᵀ V for one layer's V [..., I, O]."""
+    return jnp.swapaxes(on_outputs(jnp.swapaxes(v_IxO, -1, -2), q_a), -1, -2)
+
+
+def on_outputs(v_IxO: jax.Array, q_kxbxc: jax.Array) -> jax.Array:
+    """V Q_G, Q_G block-diagonal."""
+    parts = v_IxO.reshape(*v_IxO.shape[:-1], *q_kxbxc.shape[:-1])
+    rotated = jnp.einsum("...kb,kbc->...kc", parts, q_kxbxc, precision=_EXACT)
+    return rotated.reshape(v_IxO.shape)
 
 
 def covered_leaves(problem: Problem) -> dict[str, TapLayer]:
@@ -294,10 +298,10 @@ def _squares(a_BxTxI: jax.Array, g_BxTxO: jax.Array, q_a: jax.Array, q_g: jax.Ar
     of_tokens = T * (q_a.size + q_g.size)
     of_gradients = I * O * (q_a.shape[-1] + q_g.shape[-1])
     if of_tokens <= of_gradients:
-        a_BxTxI, g_BxTxO = _on_last(a_BxTxI, q_a), _on_last(g_BxTxO, q_g)
+        a_BxTxI, g_BxTxO = on_outputs(a_BxTxI, q_a), on_outputs(g_BxTxO, q_g)
     gradients_BxIxO = jnp.einsum("BTI,BTO->BIO", a_BxTxI, g_BxTxO, precision=_EXACT)
     if of_tokens > of_gradients:
-        gradients_BxIxO = rotate(gradients_BxIxO, q_a, q_g)
+        gradients_BxIxO = on_outputs(on_inputs(gradients_BxIxO, q_a), q_g)
     return jnp.sum(jnp.square(gradients_BxIxO), axis=0)
 
 
@@ -321,9 +325,3 @@ def block_width(width: int, max_factor: int) -> int:
     """Of the fewest equal parts of a width that are not wider than ``max_factor``."""
     parts = (k for k in range(1, width + 1) if width % k == 0 and width // k <= max_factor)
     return width // next(parts)
-
-
-def _on_last(x: jax.Array, q_kxbxc: jax.Array) -> jax.Array:
-    """``x Q`` on the last axis, Q block-diagonal."""
-    parts = x.reshape(*x.shape[:-1], *q_kxbxc.shape[:-1])
-    return jnp.einsum("...kb,kbc->...kc", parts, q_kxbxc, precision=_EXACT).reshape(x.shape)

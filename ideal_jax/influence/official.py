@@ -95,6 +95,10 @@ def _batch_squares(
         basis = bases.get(leaf_name(path))
         if basis is not None:
             kernel = gradient.reshape(basis.eigenvalues.shape)
-            rotated = jax.vmap(functools.partial(kfac.rotate, back=True))
-            squares[leaf_name(path)] = jnp.square(rotated(kernel, basis.inputs, basis.outputs))
+            back = (jnp.swapaxes(q, -1, -2) for q in (basis.inputs, basis.outputs))
+            squares[leaf_name(path)] = jnp.square(jax.vmap(_rotated)(kernel, *back))
     return squares
+
+
+def _rotated(v_IxO: jax.Array, q_a: jax.Array, q_g: jax.Array) -> jax.Array:
+    return kfac.on_outputs(kfac.on_inputs(v_IxO, q_a), q_g)

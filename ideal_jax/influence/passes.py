@@ -51,21 +51,23 @@ class Placement:
         """The mesh, if there is one."""
         return self.shardings[0].mesh if self.shardings else None  # type: ignore[return-value]
 
-    def spread(self, x: jax.Array) -> jax.Array:
-        """``x`` split over all devices along its last axis, where that divides."""
-        place = self.spread_sharding(x.shape)
+    def spread(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        """``x`` split over all devices along an axis, where that divides."""
+        place = self.spread_sharding(x.shape, axis)
         if place is None or not any(place.spec):
             return x
         return jax.lax.with_sharding_constraint(x, place)
 
-    def spread_sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
-        """That of ``spread``: a full copy everywhere where the last axis does not divide."""
+    def spread_sharding(self, shape: tuple[int, ...], axis: int = -1) -> NamedSharding | None:
+        """That of ``spread``: a full copy everywhere where the axis does not divide."""
         mesh = self.mesh
         if mesh is None:
             return None
-        if not shape or shape[-1] % mesh.size:
+        if not shape or shape[axis] % mesh.size:
             return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), mesh.axis_names))
+        names: list[Any] = [None] * len(shape)
+        names[axis] = mesh.axis_names
+        return NamedSharding(mesh, PartitionSpec(*names))
 
     def replicated(self, tree: Tree) -> Tree:
         """``tree`` on every device in full, so that every process can read it."""

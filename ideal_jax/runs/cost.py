@@ -38,6 +38,11 @@ class Matrix(NamedTuple):
         return self.layers * self.inputs * self.outputs
 
     @property
+    def basis(self) -> int:
+        """Scalars of one layer's eigenvectors."""
+        return self.inputs * self.blocks[0] + self.outputs * self.blocks[1]
+
+    @property
     def sides(self) -> list[tuple[int, int]]:
         """(width, width of its blocks) of the factors that are computed for this layer."""
         both = [(self.inputs, self.blocks[0]), (self.outputs, self.blocks[1])]

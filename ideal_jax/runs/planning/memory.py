@@ -135,7 +135,8 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
     found: dict[str, Bytes] = {
         "gradient": {
             "params": params,
-            "gradients": 2.0 * kept,
+            # Those of the domains before the last are held until they are mixed.
+            "gradients": (a.domains + 1) * kept,
             "activations": _activations(s, tokens),
             "gathered": _gathered(s, gradients=True),
             "at work": max(1.5 * wide, 3 * logits),
@@ -149,8 +150,8 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
         saved = {"activations": _activations(s, tokens)}
     found["score"] = {
         "params": params,
-        # From the references' side the mean gradients of all domains are at hand.
-        "vectors": (a.domains + a.tangents) * kept,
+        # Solutions, and what the references' side has not solved for yet.
+        "vectors": a.domains * kept,
         "curvature": found.get("solve", {}).get("curvature", 0.0),
         **saved,
         "gathered": 2 * _gathered(s, gradients=False),
@@ -183,11 +184,20 @@ def _curvature(s: Setting, a: Amounts, kept: float) -> dict[str, Bytes]:
         },
         "solve": {
             "params": _params(s),
-            "vectors": (a.domains + 2 * a.tangents) * kept,
+            # The domains' gradients and their mixtures; then these and a chunk of solutions.
+            "vectors": 2 * a.domains * kept,
             "curvature": spread + kernels,
-            "at work": 2.0 * a.tangents * kept,
+            "at work": WIDE_BYTES
+            * max(_rotation(m, a.tangents, s.topology.devices) for m in matrices),
         },
     }
+
+
+def _rotation(m: cost.Matrix, vectors: int, devices: int) -> float:
+    """Scalars at work in a layer's eigenbasis: its eigenvectors and those that are on their way,
+    vectors, and on a mesh all layers' of this kernel before and after they change hands."""
+    gathered = 2 * m.basis * (devices > 1)
+    return gathered + (3 + 2 * m.layers * (devices > 1)) * vectors * m.inputs * m.outputs / devices
 
 
 def _tapped(s: Setting, formed: float) -> Bytes:

@@ -101,10 +101,14 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
         eigen = slower * cost.eigen_flops(matrices) / s.topology.devices
         solve = cost.solve_flops(matrices, a.tangents) / s.topology.devices
         found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
-        # Into the eigenbasis and back for the solution, and again for its residual.
+        # Every kernel gathers its eigenvectors; six times its vectors change hands: on their way in
+        # and out, and between rows and columns there and back for the solution and its residual.
+        devices = s.topology.devices
+        eigenvectors = sum(m.layers * m.basis for m in matrices)
+        vectors = 6 * a.tangents * sum(m.scalars for m in matrices) / devices
         found["solve"] = Work(
             exact_flops=solve,
-            fsdp_bytes=4 * (bases + a.tangents * kernels),
+            fsdp_bytes=WIDE_BYTES * _share(devices) * (eigenvectors + vectors),
             executions=a.updates * 2 * math.ceil(a.domains / a.tangents),
         )
     found["score"] = _scores(s, a, each)._replace(
