@@ -7,10 +7,10 @@
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
     v5p:4x4x8  57.4 of  88.4 GiB,  2.46 s/step, 106,446 tokens/s, MFU 77%, run  1.0 h
-    v5e:16x16  17.5 of  14.9 GiB,  7.72 s/step,  67,912 tokens/s, MFU 57%, run  1.9 h
-    v6e:16x16  16.6 of  29.8 GiB,  2.43 s/step, 215,740 tokens/s, MFU 39%, run  0.8 h
-    h100:64    55.6 of  74.4 GiB,  4.81 s/step,  54,526 tokens/s, MFU 37%, run  7.8 h
-    h200:32   115.1 of 131.1 GiB,  7.43 s/step,  35,269 tokens/s, MFU 47%, run  9.9 h
+    v5e:16x16  13.5 of  14.9 GiB,  9.54 s/step,  54,983 tokens/s, MFU 46%, run  2.0 h
+    v6e:16x16  15.7 of  29.8 GiB,  2.43 s/step, 215,740 tokens/s, MFU 39%, run  0.7 h
+    h100:64    56.2 of  74.4 GiB,  4.81 s/step,  54,526 tokens/s, MFU 37%, run  7.7 h
+    h200:32   115.1 of 131.1 GiB,  7.43 s/step,  35,269 tokens/s, MFU 47%, run  9.8 h
 """
 
 import pathlib
@@ -28,9 +28,8 @@ _MACHINES: dict[str, dict] = {
     },
     "v5e": {
         "mesh.tensor": 8,
-        "model.remat": "dots",
         "training.batch_size": 256,
-        "training.micro_batches": 8,
+        "training.micro_batches": 4,
         "influence.batch_size": 32,
         "influence.max_factor": 2048,
     },

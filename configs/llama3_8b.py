@@ -9,7 +9,7 @@ the given mixture. For influence take adapters or more devices.
 
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
-    v5e:4x8    12.4 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.6 h
+    v5e:4x8    12.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.6 h
     v6e:4x4    25.3 of  29.8 GiB,  1.66 s/step, 157,624 tokens/s, MFU 50%, run  0.8 h
     v5p:2x2x4  61.7 of  88.4 GiB,  2.21 s/step, 118,596 tokens/s, MFU 75%, run  0.6 h
     h100:1     51.3 of  74.4 GiB, 18.08 s/step,  14,500 tokens/s, MFU 46%, run  3.0 h
