@@ -43,8 +43,8 @@ def config():
     return c
 
 
-def by_name(config, cfg, mesh):
-    return {p.name: p for p in programs.programs(config, Decoder(cfg), mesh, 2)}
+def by_name(config, cfg, mesh, tangents=2):
+    return {p.name: p for p in programs.programs(config, Decoder(cfg), mesh, tangents)}
 
 
 @pytest.fixture(scope="module")
@@ -210,16 +210,21 @@ def test_flops_by_formula_are_those_of_the_program(config, layers):
 
 @pytest.mark.parametrize("uncovered", ["diagonal", "drop"])
 @pytest.mark.parametrize("segments", [1, 8])
-def test_scores_cost_a_backward_pass_and_a_matrix_product_a_tangent(config, segments, uncovered):
+@pytest.mark.parametrize("asked", [1, 2])
+def test_gradients_and_scores_cost_their_formula(config, segments, uncovered, asked):
+    """A backward pass, and a product of each matrix for a gradient, or for every tangent."""
     config.data.max_segments = segments
     config.influence.layers, config.influence.uncovered = "mlp", uncovered
-    program = by_name(config, SMALL, sharding.make_mesh())["score"]
-    rows, length = program.classes["batch"]["tokens"].shape
-    tangents = len(jax.tree.leaves(program.classes["vectors"])[0])
+    found = by_name(config, SMALL, sharding.make_mesh(), asked)
+    rows, length = found["score"].classes["batch"]["tokens"].shape
+    tangents = len(jax.tree.leaves(found["score"].classes["vectors"])[0])
+    assert tangents == asked + (uncovered == "diagonal")
     read = factored(SMALL, "mlp", 8192) if uncovered == "drop" else None
-    packed = segments > 1
-    formula = cost.score_flops(SMALL, length, rows * length, tangents, packed=packed, matrices=read)
-    assert matrix_flops(program.trace()) == pytest.approx(formula, rel=0.03)
+    packed, amount = segments > 1, (SMALL, length, rows * length)
+    scores = cost.score_flops(*amount, tangents, packed=packed, matrices=read)
+    assert matrix_flops(found["score"].trace()) == pytest.approx(scores, rel=0.03)
+    gradient = cost.gradient_flops(*amount, read)
+    assert matrix_flops(found["gradient"].trace()) == pytest.approx(gradient, rel=0.03)
 
 
 def test_a_training_step_needs_the_memory_that_was_planned():
