@@ -64,7 +64,12 @@ class Rotation(NamedTuple):
 def rotation(positions_BxT: jax.Array, frequencies: np.ndarray, wide: Any) -> Rotation:
     """The rotary angles of tokens at these positions, in the dtype ``wide``."""
     angles_BxTx1xH = positions_BxT[:, :, None, None] * jnp.asarray(frequencies, wide)
-    return Rotation(jnp.cos(angles_BxTx1xH), jnp.sin(angles_BxTx1xH))
+
+    def turned(sine: jax.Array) -> jax.Array:
+        return jnp.where(sine, jnp.sin(angles_BxTx1xH), jnp.cos(angles_BxTx1xH))
+
+    # A loop's results are kept; XLA:CPU would take sines again for every layer and head.
+    return Rotation(*jax.lax.map(turned, jnp.arange(2) == 1))
 
 
 def rotate(x_BxTxNxH: jax.Array, by: Rotation) -> jax.Array:
@@ -136,8 +141,11 @@ def _attend(
     scores = jnp.einsum("bkgth,bkch->bkgtc", q_BxKxGxTxH, k_BxKxCxH, preferred_element_type=wide)
     scores = soft_capped(scores, softcap)
     scores = jnp.where(mask_BxTxC[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxKxCxH.dtype)
-    return jnp.einsum("bkgtc,bkch->bkgth", weights, v_BxKxCxH)
+    greatest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    # Divided by their sum behind the product, where there is least to divide and differentiate.
+    weights = jnp.exp(scores - greatest)
+    y = jnp.einsum("bkgtc,bkch->bkgth", weights.astype(v_BxKxCxH.dtype), v_BxKxCxH)
+    return y / jnp.sum(weights, axis=-1, keepdims=True).astype(y.dtype)
 
 
 def attend_blocked(

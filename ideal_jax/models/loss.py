@@ -1,11 +1,13 @@
 """The objective: summed, weighted next-token loss, from logits of some positions at a time."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ideal_jax.models import lora
 from ideal_jax.models.attention import soft_capped
@@ -14,6 +16,7 @@ from ideal_jax.models.readings import Directions, along
 from ideal_jax.sharding import constrain
 
 Batch = Mapping[str, Any]  # arrays; frozen parameters if there are any (``models.lora``)
+_policies = jax.checkpoint_policies
 # (params, batch) -> (Σ c·nll [nats], Σ c [weight])
 LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
@@ -62,44 +65,76 @@ def blocked_nll(
         xs.append(jnp.stack([steps] * blocks) if whole_rows else split(steps, 2))
         tangents_RxDxV = constrain(directions.tangents, None, None, "loss_vocab")
 
-    policy = jax.checkpoint_policies.dots_saveable if keep_logits else None
-
-    @functools.partial(jax.checkpoint, policy=policy)
     def one(h_BxCxD: jax.Array, targets_BxC: jax.Array, *steps_RxBxU: jax.Array) -> jax.Array:
         h_BxCxD = constrain(h_BxCxD, "loss_batch", None, None)
         logits = constrain(times(head, h_BxCxD), "loss_batch", None, "loss_vocab")
         if directions is not None:
             logits = along(times, logits, h_BxCxD, tangents_RxDxV, *steps_RxBxU)
+        # As a matrix: XLA:CPU lets the derivative take the place of the logits in no other shape.
+        nll_BxC = nll(logits.reshape(-1, logits.shape[-1]), targets_BxC.reshape(-1))
+        return constrain(nll_BxC.reshape(targets_BxC.shape), "batch", None)
+
+    # Of the way from logits to the loss their normaliser alone is kept.
+    @functools.partial(jax.checkpoint, policy=_policies.save_only_these_names("normaliser"))
+    def nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         logits = soft_capped(logits, softcap)
         if logits.shape[-1] > vocab_size:
             real = jnp.arange(logits.shape[-1]) < vocab_size
             logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-        return constrain(_nll(logits, targets_BxC), "batch", None)
+        return _nll(logits, targets)
 
-    _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, one(*x)), None, tuple(xs))
+    body = one if keep_logits else jax.checkpoint(one)
+    _, nll_NxBxC = jax.lax.scan(lambda _, x: (None, body(*x)), None, tuple(xs))
     return nll_NxBxC.swapaxes(0, 1).reshape(-1, blocks * block)[:, :T]
 
 
 @jax.custom_jvp
-def _nll(logits_BxCxV: jax.Array, targets_BxC: jax.Array) -> jax.Array:
-    """−log softmax at the targets, BxC. Its derivative is written out, as one pass over logits."""
-    return _nll_and_derivative(logits_BxCxV, targets_BxC)[0]
+def _nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """−log softmax at the targets, [...]; logits [..., V].
+
+    Its derivative is written out: one pass over the logits, which it can overwrite.
+    """
+    at_target = _over_vocabulary(jnp.sum, jnp.where(_is_target(logits, targets), logits, 0))
+    return _normaliser(logits) - at_target
 
 
 @_nll.defjvp
 def _nll_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    nll_BxC, derivative_BxCxV = _nll_and_derivative(*primals)
-    return nll_BxC, jnp.sum(derivative_BxCxV * tangents[0], axis=-1)
+    logits, targets = primals
+    normaliser = checkpoint_name(_normaliser(logits), "normaliser")
+    derivative = jnp.exp(logits - normaliser[..., None]) - _is_target(logits, targets)
+    return _nll(logits, targets), jnp.sum(derivative * tangents[0], axis=-1)
 
 
-def _nll_and_derivative(
-    logits_BxCxV: jax.Array, targets_BxC: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    target = jnp.arange(logits_BxCxV.shape[-1]) == targets_BxC[..., None]
-    normaliser_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-    nll_BxC = normaliser_BxC - jnp.sum(jnp.where(target, logits_BxCxV, 0), axis=-1)
-    return nll_BxC, jnp.exp(logits_BxCxV - normaliser_BxC[..., None]) - target
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.arange(logits.shape[-1]) == targets[..., None]
+
+
+@jax.custom_jvp
+def _normaliser(logits: jax.Array) -> jax.Array:
+    """log Σ exp over the vocabulary, [...]."""
+    greatest = _over_vocabulary(jnp.max, logits)
+    return greatest + jnp.log(_over_vocabulary(jnp.sum, jnp.exp(logits - greatest[..., None])))
+
+
+@_normaliser.defjvp
+def _normaliser_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    normaliser = _normaliser(*primals)
+    softmax = jnp.exp(primals[0] - normaliser[..., None])
+    return normaliser, jnp.sum(softmax * tangents[0], axis=-1)
+
+
+def _over_vocabulary(reduce: Any, x: jax.Array) -> jax.Array:
+    """``reduce`` over the last axis. XLA:CPU splits a long reduction, but first writes all of x."""
+
+    def in_stages(x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-1], math.gcd(x.shape[-1], 32), -1)
+        # Without the barrier XLA makes one reduction of both.
+        return reduce(jax.lax.optimization_barrier(reduce(x, axis=-2)), axis=-1)
+
+    at_once = functools.partial(reduce, axis=-1)
+    return jax.lax.platform_dependent(x, cpu=in_stages, default=at_once)
 
 
 def decoder_nll(model: Decoder, block: int = 128) -> Callable[..., jax.Array]:
