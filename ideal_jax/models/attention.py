@@ -65,11 +65,15 @@ def rotation(positions_BxT: jax.Array, frequencies: np.ndarray, wide: Any) -> Ro
     """The rotary angles of tokens at these positions, in the dtype ``wide``."""
     angles_BxTx1xH = positions_BxT[:, :, None, None] * jnp.asarray(frequencies, wide)
 
-    def turned(sine: jax.Array) -> jax.Array:
-        return jnp.where(sine, jnp.sin(angles_BxTx1xH), jnp.cos(angles_BxTx1xH))
+    def at_once(angles: jax.Array) -> tuple[jax.Array, ...]:
+        return jnp.cos(angles), jnp.sin(angles)
 
-    # A loop's results are kept; XLA:CPU would take sines again for every layer and head.
-    return Rotation(*jax.lax.map(turned, jnp.arange(2) == 1))
+    def in_a_loop(angles: jax.Array) -> tuple[jax.Array, ...]:
+        """Whose results XLA:CPU keeps; else it takes sines again for every layer and head."""
+        return tuple(jax.lax.map(lambda i: jnp.stack(at_once(angles))[i], jnp.arange(2)))
+
+    turned = jax.lax.platform_dependent(angles_BxTx1xH, cpu=in_a_loop, default=at_once)
+    return Rotation(*turned)
 
 
 def rotate(x_BxTxNxH: jax.Array, by: Rotation) -> jax.Array:
