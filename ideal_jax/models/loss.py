@@ -111,18 +111,10 @@ def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.arange(logits.shape[-1]) == targets[..., None]
 
 
-@jax.custom_jvp
 def _normaliser(logits: jax.Array) -> jax.Array:
     """log Σ exp over the vocabulary, [...]."""
-    greatest = _over_vocabulary(jnp.max, logits)
+    greatest = _over_vocabulary(jnp.max, jax.lax.stop_gradient(logits))
     return greatest + jnp.log(_over_vocabulary(jnp.sum, jnp.exp(logits - greatest[..., None])))
-
-
-@_normaliser.defjvp
-def _normaliser_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    normaliser = _normaliser(*primals)
-    softmax = jnp.exp(primals[0] - normaliser[..., None])
-    return normaliser, jnp.sum(softmax * tangents[0], axis=-1)
 
 
 def _over_vocabulary(reduce: Any, x: jax.Array) -> jax.Array:
