@@ -142,14 +142,19 @@ def _attend(
     softcap: float,
 ) -> jax.Array:
     wide = jnp.promote_types(q_BxKxGxTxH.dtype, jnp.float32)
-    scores = jnp.einsum("bkgth,bkch->bkgtc", q_BxKxGxTxH, k_BxKxCxH, preferred_element_type=wide)
+    B, K, G, T, H = q_BxKxGxTxH.shape
+    # The heads of a group as further queries: XLA:CPU copies what contracts two axes.
+    q_BxKxQxH = q_BxKxGxTxH.reshape(B, K, G * T, H)
+    scores = jnp.einsum("bkqh,bkch->bkqc", q_BxKxQxH, k_BxKxCxH, preferred_element_type=wide)
     scores = soft_capped(scores, softcap)
-    scores = jnp.where(mask_BxTxC[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    mask_BxQxC = jnp.tile(mask_BxTxC, (1, G, 1))
+    scores = jnp.where(mask_BxQxC[:, None], scores, jnp.finfo(scores.dtype).min)
     greatest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     # Divided by their sum behind the product, where there is least to divide and differentiate.
     weights = jnp.exp(scores - greatest)
-    y = jnp.einsum("bkgtc,bkch->bkgth", weights.astype(v_BxKxCxH.dtype), v_BxKxCxH)
-    return y / jnp.sum(weights, axis=-1, keepdims=True).astype(y.dtype)
+    y = jnp.einsum("bkqc,bkch->bkqh", weights.astype(v_BxKxCxH.dtype), v_BxKxCxH)
+    y = y / jnp.sum(weights, axis=-1, keepdims=True).astype(y.dtype)
+    return y.reshape(B, K, G, T, H)
 
 
 def attend_blocked(
