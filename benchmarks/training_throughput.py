@@ -4,8 +4,7 @@
         [--device=cpu|gpu] [--shape=42m|llama3.2-1b|llama3-8b] [--rows=4] [--length=512]
         [--max-factor=8192]
         [--packed=1] [--attention=auto] [--remat=none] [--block=128]
-        [--unroll=1] [--compile] [--ours-malloc=plain|huge|keep] [--torch-malloc=plain|huge|keep]
-        [--steps=3] [--repeats=7]
+        [--unroll=1] [--compile] [--malloc=plain|huge|keep] [--steps=3] [--repeats=7]
 
 Both sides get a random Llama, the same tokens, AdamW with clipping and the same precision. Each is
 a process of its own that warms up first. On CPU, in float32, the model is the same (a folder that
@@ -36,8 +35,7 @@ SHAPES = {  # d_model, layers, heads, kv_heads, head_dim, d_ff, vocabulary, tied
     "llama3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, True),
     "llama3-8b": (4096, 32, 32, 8, 128, 14336, 128256, False),
 }
-# glibc's, of a process. By default each side has what it is fastest with (ours keeps no pages: that
-# is no faster, and takes more memory).
+# glibc's, of both sides: as it comes; huge pages; huge pages that stay with the process.
 HUGE = "glibc.malloc.hugetlb=1"
 KEEP = "glibc.malloc.mmap_threshold=8000000000:glibc.malloc.trim_threshold=16000000000"
 MALLOC = {"plain": "", "huge": HUGE, "keep": f"{HUGE}:{KEEP}:glibc.malloc.arena_max=1"}
@@ -49,7 +47,7 @@ class Side:
     """A process that does one piece of work for every line it reads."""
 
     def __init__(self, name, arguments):
-        tunables = MALLOC[arguments[f"{name}_malloc"]]
+        tunables = MALLOC[arguments["malloc"]]
         environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", "GLIBC_TUNABLES": tunables}
         command = [sys.executable, str(HERE / SIDES[name]), json.dumps(arguments)]
         self.process = subprocess.Popen(
@@ -155,8 +153,7 @@ def parse():
     parser.add_argument("--unroll", type=int, default=1, help="our model.unroll")
     parser.add_argument("--max-factor", type=int, default=8192, help="influence.max_factor")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--ours-malloc", choices=MALLOC, default="huge")
-    parser.add_argument("--torch-malloc", choices=MALLOC, default="keep")
+    parser.add_argument("--malloc", choices=MALLOC, default="plain")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, for MFU")
