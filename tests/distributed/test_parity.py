@@ -51,11 +51,14 @@ def test_five_steps_and_factors_agree_in_float32(numbers, name):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "allowed"),
-    [*((name, "float32", 1e-4) for name in DEVICES), ("eight", "float64", 1e-9)],
+    [
+        *((name, "float32", 1e-4) for name in DEVICES if name != "four"),
+        ("eight", "float64", 1e-9),
+    ],
 )
 def test_influence_agrees(numbers, name, dtype, allowed):
     one, other = numbers["one", dtype], numbers[name, dtype]
-    for estimator in ("ekfac", *(["ggn_cg"] if name == "eight" else [])):
+    for estimator in ("ekfac", "ggn_cg") if dtype == "float64" else ("ekfac",):
         expected, found = one[estimator], other[estimator]
         assert np.abs(expected).max() > 0
         assert np.abs(found - expected).max() <= allowed * np.abs(expected).max(), estimator

@@ -3,8 +3,9 @@
     python worker.py FOLDER DTYPE NAME=REPLICA,FSDP,TENSOR[,SLICES] …
 
 Gradients at M_0 and five steps; then, at the parameters that "one" ended with, the factors of
-EK-FAC and the influence of domains. For some names also influence by exact curvature, or a Hugging
-Face folder, written and read again. All of it goes to FOLDER/NAME_DTYPE.npz.
+EK-FAC and, but for four processes, the influence of domains. For some names also a Hugging Face
+folder, written and read again. In float64 influence alone, by exact curvature too. All of it goes
+to FOLDER/NAME_DTYPE.npz.
 """
 
 import json
@@ -27,7 +28,7 @@ from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
 from ideal_jax.training.step import accumulate as accumulate_gradients
 
-EXACT = ("one", "eight")
+WITHOUT_INFLUENCE = ("four",)
 FOLDERS = ("one", "eight", "two")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
 OVERRIDES = {
@@ -66,7 +67,9 @@ def measure(folder, name, dtype, axes):
     plan = MixturePlan(tuple(map(int, state.available)), tuple(map(int, state.counts)), config.seed)
     begin = start(session).params
     found = {"devices": np.asarray(jax.device_count()), "hosts": np.asarray(jax.process_count())}
-    found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, begin))}
+    single = dtype == "float32"
+    if single:
+        found |= {f"grad{k}": leaf for k, leaf in enumerate(gradients(session, plan, begin))}
     round_0 = session.workdir.round(0)
     trained = train_round(session, plan, round_0, "train")
     lines = (round_0 / "metrics.jsonl").read_text().splitlines()
@@ -78,13 +81,14 @@ def measure(folder, name, dtype, axes):
     found |= {f"param{k}": leaf for k, leaf in enumerate(ends)}
     params = common_parameters(folder / f"one_{dtype}.npz", trained.params)
     trained = trained._replace(state=trained.state._replace(params=params))
-    found |= factors(session, state, plan, params)
-    config.influence.estimator, config.influence.layer_groups = "ekfac", 2
-    found["ekfac"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
-    if name in EXACT:
-        config.influence.estimator, config.influence.layer_groups = "ggn_cg", 1
-        found["ggn_cg"] = np.asarray(influence_round(session, state, plan, trained)["matrix"])
-    if name in FOLDERS:
+    if single:
+        found |= factors(session, state, plan, params)
+    groups = {"ekfac": 2} if single else {"ekfac": 2, "ggn_cg": 1}
+    for estimator in () if name in WITHOUT_INFLUENCE else groups:
+        config.influence.estimator, config.influence.layer_groups = estimator, groups[estimator]
+        matrix = influence_round(session, state, plan, trained)["matrix"]
+        found[estimator] = np.asarray(matrix)
+    if single and name in FOLDERS:
         found |= through_hugging_face(session, folder / f"{name}_{dtype}" / "hf", params)
     return found
 
