@@ -35,24 +35,24 @@ install_environment() {
 }
 
 start() {
-    local attempt=${1:?} of_it=$state/$1
+    local attempt=${1:?} run=$state/$1
     shift
     if [ "$(cat "$state/attempt" 2>/dev/null)" != "$attempt" ]; then
         stop
         mkdir -p "$state"
-        rm -f "$of_it.status"
-        : >"$of_it.log" # or tail might look for it before the run has opened it
+        rm -f "$run.status"
+        : >"$run.log" # or tail might look for it before the run has opened it
         active_or_installed tpu
         # A session of its own: neither the connection nor its terminal takes the run with it. `stop` tells
         # all of the session to go; this shell outlives the run, whose last lines and status are to come.
         # shellcheck disable=SC2016
-        STATUS=$of_it.status setsid bash -c 'trap : TERM; ideal-jax "$@"; echo $? >"$STATUS"' \
-            ideal-jax "$@" >"$of_it.log" 2>&1 </dev/null &
+        STATUS=$run.status setsid bash -c 'trap : TERM; ideal-jax "$@"; echo $? >"$STATUS"' \
+            ideal-jax "$@" >"$run.log" 2>&1 </dev/null &
         echo $! >"$state/pid"
         echo "$attempt" >"$state/attempt"
     fi
-    tail --lines=+1 --follow --pid="$(cat "$state/pid")" "$of_it.log"
-    exit "$(cat "$of_it.status" 2>/dev/null || echo 1)"
+    tail --lines=+1 --follow --pid="$(cat "$state/pid")" "$run.log"
+    exit "$(cat "$run.status" 2>/dev/null || echo 1)"
 }
 
 stop() {

@@ -27,11 +27,12 @@ def print_summary(results: dict[str, Any], weights: Sequence[float], report: pat
         mark = " *" if record["round"] == results["best_round"] else ""
         mixture.add_column(f"round {record['round']}{mark}", justify="right")
         overall, error = record["overall"], record["overall_stderr"]
+        losses = zip(weights, record["test_loss"].values(), strict=True)
         scores.add_row(
             f"{record['round']}{mark}",
             "–" if overall is None else f"{overall:.3f} ± {error:.3f}",
-            f"{_weighted(weights, record['reference_loss']):.4f}",
-            f"{_weighted(weights, record['test_loss']):.4f}",
+            f"{record['selection_loss']:.4f}",
+            f"{sum(v * loss for v, loss in losses):.4f}",
         )
     counts = [record["mixture"] for record in results["rounds"]]
     for name in counts[0]:
@@ -40,7 +41,8 @@ def print_summary(results: dict[str, Any], weights: Sequence[float], report: pat
     console = Console(highlight=False)
     console.print(mixture)
     console.print(scores)
-    console.print("* best round, by reference loss; losses in nats per token")
+    console.print(f"* best round: {results['best_round_reason']}")
+    console.print("losses in nats per token; reference loss: on that half")
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -85,7 +87,3 @@ def speed_line(speed: Mapping[str, Any]) -> str:
     ]
     told.append(f"goodput {speed['goodput']:.0%}")
     return ", ".join(told) + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _weighted(weights: Sequence[float], losses: dict[str, float]) -> float:
-    return sum(v * loss for v, loss in zip(weights, losses.values(), strict=True))

@@ -16,6 +16,8 @@ def test_a_finished_run_returns_at_once_and_unchanged(runs, whole, monkeypatch, 
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     out = capsys.readouterr().out
     assert "scores per round" in out
+    rounds = json.loads((whole / "results.json").read_text())["rounds"]
+    assert all(f" {record['selection_loss']:.4f} " in out for record in rounds)  # it decides
     assert f"report: {whole / 'report.html'}" in out
 
 
