@@ -6,5 +6,7 @@ from ideal_jax.mixture.state import InfluenceMatrix as InfluenceMatrix
 from ideal_jax.mixture.state import MixtureState as MixtureState
 from ideal_jax.mixture.update import bounded as bounded
 from ideal_jax.mixture.update import check_bounds as check_bounds
+from ideal_jax.mixture.update import check_floor as check_floor
 from ideal_jax.mixture.update import is_settled as is_settled
+from ideal_jax.mixture.update import natural_counts as natural_counts
 from ideal_jax.mixture.update import update as update

@@ -14,6 +14,8 @@ class MixtureState(NamedTuple):
       counts: int64[n], examples in this round's multiset.
       beta: float64[n], the relative change that produced this round (0 in round 0).
       round: 0 for the given mixture.
+      volume: float64[n], examples before rounding, which the next update starts from: changes
+        smaller than one example add up over rounds. None: the counts themselves.
     """
 
     names: tuple[str, ...]
@@ -21,6 +23,12 @@ class MixtureState(NamedTuple):
     counts: np.ndarray
     beta: np.ndarray
     round: int
+    volume: np.ndarray | None = None
+
+    @property
+    def unrounded(self) -> np.ndarray:
+        """float64[n]: ``volume``, or the counts where nothing was rounded."""
+        return np.asarray(self.counts if self.volume is None else self.volume, np.float64)
 
 
 class InfluenceMatrix(NamedTuple):

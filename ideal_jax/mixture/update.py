@@ -1,11 +1,14 @@
 """From influence to the next mixture: IDEAL's rule (arXiv 2505.12762) with bounds."""
 
+import math
+
 import numpy as np
 
 from ideal_jax.errors import UserError
 from ideal_jax.mixture.state import InfluenceMatrix, MixtureState
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+_TINY = 1e-9  # of an example: what sums of floats are off by
 
 
 def proposal(alpha: np.ndarray, step: float) -> np.ndarray:
@@ -33,81 +36,118 @@ def update(
     min_share: float = 0.0,
     max_repetition: float = np.inf,
 ) -> MixtureState:
-    """The mixture of the next round: D_j ← (1 + β_j) D_j.
+    """The mixture of the next round: D_j ← (1 + β_j) D_j, in real numbers, then rounded.
 
     Args:
       state: the mixture that ``influence`` was measured on.
       influence: its α decides; the matrix is not read.
       step: m, the largest relative change, in (0, 1).
-      keep_total: rescale all counts by one constant so that their sum stays; otherwise the total
+      keep_total: rescale all volumes by one constant so that their sum stays; otherwise the total
         moves as the paper's does.
-      min_share: a domain keeps at least this share of the examples.
+      min_share: no domain falls below this share of the examples. One that is below already keeps
+        the share it has: it is not lifted.
       max_repetition: a domain holds at most this many times its distinct examples.
 
     Returns:
-      The next state. Its ``beta`` is the proposal before bounds and rescaling.
+      The next state. Its ``beta`` is the proposal before bounds and rescaling; its ``volume`` keeps
+      what the rounding of its ``counts`` takes away.
 
     Raises:
       UserError: other domains, a step outside (0, 1), an α that is not finite, or bounds that
-        leave no room for the total.
+        leave no room for a change or for the total.
     """
     if influence.domains != state.names:
         raise UserError(f"influence is of {influence.domains}, the mixture of {state.names}")
     if not 0 < step < 1:
         raise UserError(f"mixture.step={step} is not between 0 and 1")
+    check_floor(len(state.names), min_share)
     alpha = np.asarray(influence.alpha, np.float64)
     if not np.all(np.isfinite(alpha)):
         raise UserError(f"alpha is {alpha.tolist()}: not finite; raise influence.damping")
     beta = proposal(alpha, step)
-    counts = _fit(state, (1.0 + beta) * state.counts, keep_total, min_share, max_repetition)
-    return MixtureState(state.names, state.available, counts, beta, state.round + 1)
+    before = state.unrounded
+    wanted = (1.0 + beta) * before
+    total = int(state.counts.sum()) if keep_total else float(wanted.sum())
+    # Whole examples: ⌈min_share⌉ of the total, or what the domain has now where that is less.
+    floor, present = min_share * total, before / before.sum() * total
+    lower = np.minimum(np.ceil(floor - _TINY), np.floor(present + _TINY))
+    upper = state.available * max_repetition
+    volume = bounded(wanted, total=total, lower=lower, upper=upper, rescale=keep_total)
+    counts = largest_remainder(volume, total) if keep_total else np.rint(volume).astype(np.int64)
+    return MixtureState(state.names, state.available, counts, beta, state.round + 1, volume)
+
+
+def check_floor(n: int, min_share: float) -> None:
+    """Whether ``min_share`` leaves ``n`` domains anything to exchange.
+
+    Raises:
+      UserError: n·min_share ≥ 1.
+    """
+    if n * min_share >= 1:
+        raise UserError(
+            f"mixture.min_share={min_share:g} for each of {n} domains is {n * min_share:.0%} of the "
+            f"mixture: nothing could move; set it below 1/{n}"
+        )
 
 
 def check_bounds(state: MixtureState, *, min_share: float, max_repetition: float) -> None:
-    """Whether ``update`` can keep the total of ``state``, told before the first round.
+    """Whether a given mixture is within the bounds of ``update``, told before any work.
 
     Raises:
-      UserError: the bounds leave no room for it.
+      UserError: ``min_share`` leaves no room (see ``check_floor``), or a domain's count is beyond
+        ``max_repetition`` times its examples (names the one that is furthest).
     """
-    _fit(state, state.counts.astype(np.float64), True, min_share, max_repetition)
+    check_floor(len(state.names), min_share)
+    most = _most(state.available * max_repetition)
+    if np.all(state.counts <= most):
+        return
+    repeated = state.counts / state.available
+    j = int(np.argmax(np.where(state.counts > most, repeated, 0.0)))
+    raise UserError(
+        f"mixture.counts: {state.counts[j]} examples of domain {state.names[j]}, which has "
+        f"{state.available[j]}: mixture.max_repetition={max_repetition:g} allows {most[j]:.0f}; ask "
+        f"for no more, or set mixture.max_repetition to {math.ceil(10 * repeated[j]) / 10:g} or above"
+    )
 
 
-def _fit(
-    state: MixtureState,
-    wanted: np.ndarray,
-    keep_total: bool,
-    min_share: float,
-    max_repetition: float,
-) -> np.ndarray:
-    """``wanted`` as counts within the bounds that the two options mean."""
-    total = float(state.counts.sum() if keep_total else wanted.sum())
-    upper = state.available * max_repetition
-    lower = np.minimum(min_share * total, upper)
-    return bounded(wanted, total=round(total), lower=lower, upper=upper, rescale=keep_total)
+def natural_counts(available: np.ndarray, examples: int) -> np.ndarray:
+    """int64[n]: at most ``examples`` in all, in the proportions of what is ``available``.
+
+    Every domain gets at least one; ``examples`` is 0 for no limit, else at least n.
+    """
+    if examples == 0 or examples >= available.sum():
+        return np.asarray(available, np.int64)
+    wanted = available * (examples / available.sum())
+    one = np.ones_like(wanted)
+    volume = bounded(wanted, total=examples, lower=one, upper=available, rescale=True)
+    return largest_remainder(volume, examples)
 
 
 def bounded(
-    wanted: np.ndarray, *, total: int, lower: np.ndarray, upper: np.ndarray, rescale: bool
+    wanted: np.ndarray, *, total: float, lower: np.ndarray, upper: np.ndarray, rescale: bool
 ) -> np.ndarray:
-    """int64[n] counts inside [lower, upper], each ≥ 1.
+    """float64[n] volumes inside [lower, upper], these rounded inwards to whole examples, each ≥ 1.
 
-    With ``rescale`` they are proportional to ``wanted`` where no bound binds and sum to ``total``
-    (largest remainders); otherwise each is rounded by itself.
+    With ``rescale`` they are proportional to ``wanted`` where no bound binds and sum to ``total``.
 
     Raises:
       UserError: ``rescale`` and the bounds leave no room for the total.
     """
-    upper = np.maximum(np.floor(upper), 1.0)
+    upper = _most(upper)
     lower = np.clip(np.ceil(lower), 1.0, upper)
     if not rescale:
-        return np.clip(np.rint(wanted), lower, upper).astype(np.int64)
+        return np.clip(wanted, lower, upper)
     if not lower.sum() <= total <= upper.sum():
         raise UserError(
             f"mixture.min_share and mixture.max_repetition allow {lower.sum():.0f} to "
             f"{upper.sum():.0f} examples, not {total}"
         )
-    counts = np.clip(wanted * _common_factor(wanted, total, lower, upper), lower, upper)
-    return largest_remainder(counts, total)
+    return np.clip(wanted * _common_factor(wanted, total, lower, upper), lower, upper)
+
+
+def _most(upper: np.ndarray) -> np.ndarray:
+    """Whole examples below ``upper``: one at least."""
+    return np.maximum(np.floor(upper), 1.0)
 
 
 def largest_remainder(values: np.ndarray, total: int) -> np.ndarray:
@@ -121,6 +161,8 @@ def largest_remainder(values: np.ndarray, total: int) -> np.ndarray:
 
 def _common_factor(wanted: np.ndarray, total: float, lower: np.ndarray, upper: np.ndarray) -> float:
     """The factor c with Σ clip(c·wanted, lower, upper) = total; the sum is monotone in c."""
+    if math.isclose(np.clip(wanted, lower, upper).sum(), total, rel_tol=1e-12):
+        return 1.0
     low, high = 0.0, 1.0
     while np.clip(high * wanted, lower, upper).sum() < total:
         high *= 2.0

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -10,6 +12,7 @@ from ideal_jax.mixture import (
     bounded,
     check_bounds,
     is_settled,
+    natural_counts,
     update,
 )
 from ideal_jax.mixture.update import Z95, largest_remainder
@@ -88,27 +91,31 @@ def test_without_bounds_the_volume_moves_as_published(mixture, step):
 @given(mixtures(), steps, st.floats(0, 0.16), st.floats(1, 10), st.booleans())
 def test_bounds_hold(mixture, step, min_share, max_repetition, keep_total):
     state, influence = mixture
-    total = state.counts.sum()
     options = {"min_share": min_share, "max_repetition": max_repetition}
     most = np.floor(state.available * max_repetition)
-    if keep_total:
-        try:
+    if (state.counts > most).any():
+        worst = np.argmax(state.counts / state.available)
+        with pytest.raises(UserError, match=f"of domain d{worst}, which has"):
             check_bounds(state, **options)
-        except UserError:
-            with pytest.raises(UserError, match=f"allow .* examples, not {total}"):
-                update(state, influence, step=step, keep_total=True, **options)
-            assume(False)
-    following = update(state, influence, step=step, keep_total=keep_total, **options)
-    counts = following.counts
-    assert counts.dtype == np.int64
-    assert (counts >= 1).all()
-    assert (counts <= most).all()
-    if keep_total:
-        assert counts.sum() == total
-    else:
-        total = ((1 + following.beta) * state.counts).sum()
-    # A domain with too few examples for its share is repeated as often as it may be.
-    assert (counts >= np.minimum(np.ceil(min_share * total - 1e-6), most)).all()
+        return
+    check_bounds(state, **options)
+    for _ in range(2):  # the second starts from volumes that are no whole numbers
+        following = update(state, influence, step=step, keep_total=keep_total, **options)
+        counts, before = following.counts, state.unrounded
+        assert counts.dtype == np.int64
+        assert (counts >= 1).all()
+        assert (counts <= most).all()
+        if keep_total:
+            total = state.counts.sum()
+            assert counts.sum() == total
+        else:
+            total = ((1 + following.beta) * before).sum()
+        # What has less than its least share keeps the share that it has.
+        present = np.floor(before / before.sum() * total)
+        least = np.minimum(np.ceil(min_share * total - 1e-6), present)
+        assert (counts >= np.minimum(least, most)).all()
+        assert (np.abs(counts - following.volume) < 1 + 1e-6).all()
+        state = following
 
 
 @given(mixtures(), steps)
@@ -157,10 +164,112 @@ def test_what_cannot_be_updated_is_refused():
             update(state, influence_of([1, 0]), step=step, keep_total=True)
     with pytest.raises(UserError, match="the mixture of"):
         update(state, influence_of([1, 0, 0]), step=0.1, keep_total=True)
-    with pytest.raises(UserError, match=r"allow 22 to .* examples, not 20"):
-        check_bounds(state, min_share=0.52, max_repetition=8.0)
+    above = state_of([10, 10], [8, 8])
     with pytest.raises(UserError, match="allow 2 to 16 examples, not 20"):
-        check_bounds(state_of([10, 10], [8, 8]), min_share=0.0, max_repetition=1.0)
+        update(above, influence_of([1, 0]), step=0.1, keep_total=True, max_repetition=1.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "available", "cap", "words"),
+    [
+        ([500, 500], [24, 24], 8, "500 examples of domain d0, which has 24: .* allows 192;"),
+        ([90, 41], [90, 5], 8, "41 examples of domain d1, which has 5: .* allows 40;"),
+        ([30, 60, 10], [10, 10, 10], 1.5, "60 examples of domain d1.* allows 15;"),
+        ([3], [1], 2.5, r"allows 2;.* set mixture.max_repetition to 3 or above"),
+        ([500, 500], [24, 24], 20, r"set mixture.max_repetition to 20.9 or above"),
+    ],
+)
+def test_a_given_count_beyond_the_cap_is_refused(counts, available, cap, words):
+    with pytest.raises(UserError, match=words) as caught:
+        check_bounds(state_of(counts, available), min_share=0.0, max_repetition=cap)
+    assert "\n" not in str(caught.value)
+    check_bounds(state_of(counts, available), min_share=0.0, max_repetition=max(counts))
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "words"),
+    [
+        (150, 0.01, "150 domains is 150% of"),
+        (2, 0.5, "100%"),
+        (3, 0.4, "below 1/3"),
+        (100, 0.01, ""),
+    ],
+)
+@pytest.mark.parametrize("keep_total", [True, False])
+def test_a_least_share_that_fills_the_mixture_is_refused(n, share, words, keep_total):
+    state = state_of([20] * n)
+    with pytest.raises(UserError, match=f"mixture.min_share={share:g} for each of .*{words}"):
+        check_bounds(state, min_share=share, max_repetition=8)
+    alpha = influence_of(np.arange(n))
+    with pytest.raises(UserError, match="nothing could move"):
+        update(state, alpha, step=0.2, keep_total=keep_total, min_share=share)
+    update(state, alpha, step=0.2, keep_total=keep_total, min_share=0.9 / n)
+
+
+@pytest.mark.parametrize("keep_total", [True, False])
+def test_a_small_domain_is_neither_lifted_nor_lowered_by_the_least_share(keep_total):
+    def shares(alpha, state):
+        options = {"step": 0.15, "keep_total": keep_total, "min_share": 0.01}
+        following = update(state, influence_of(alpha), **options)
+        return following, following.counts / following.counts.sum()
+
+    state = state_of([40, 9960])  # 0.4 %
+    lowered, share = shares([1.0, -0.5], state)
+    assert share[0] == pytest.approx(0.004, abs=1e-4)
+    grown, share = shares([-1.0, 0.0], state)
+    assert grown.counts[0] == 46
+    high, share = shares([1.0, 0.0], state_of([110, 9890]))  # 0.94 % is asked for
+    assert share[0] == pytest.approx(0.01, abs=1e-4)
+    assert lowered.counts.sum() >= 10_000
+
+
+@pytest.mark.parametrize("counts", [[3, 400], [1, 2, 7, 9000], [5, 5, 5]])
+def test_changes_below_one_example_add_up(counts):
+    """As 1.15¹⁰ = 4.05 of 3 examples is 12, whatever each round rounds to."""
+    state = state_of(counts, np.full(len(counts), 10**6))
+    alpha = influence_of([-1.0] + [0.0] * (len(counts) - 1))
+    for _ in range(10):
+        state = update(state, alpha, step=0.15, keep_total=False)
+    assert state.counts[0] == round(counts[0] * 1.15**10)
+    assert state.unrounded[0] == pytest.approx(counts[0] * 1.15**10, rel=1e-12)
+    assert state.counts[1:].tolist() == counts[1:]
+
+
+def test_changes_below_one_example_add_up_at_a_kept_total():
+    state = state_of([3, 200, 797])
+    for _ in range(20):
+        state = update(state, influence_of([-1.0, 0.5, 0.2]), step=0.05, keep_total=True)
+        assert state.counts.sum() == 1000
+    odds = np.asarray([3, 200, 797]) * (1 + state.beta) ** 20
+    np.testing.assert_allclose(state.unrounded, 1000 * odds / odds.sum(), rtol=1e-9)
+    assert (np.abs(state.counts - state.unrounded) < 1).all()
+
+
+def test_a_volume_goes_through_json_unchanged():
+    state = state_of([3, 41, 17])
+    state = update(state, influence_of([-0.3, 0.7, 0.1]), step=0.15, keep_total=True)
+    read = state._replace(volume=np.asarray(json.loads(json.dumps(state.volume.tolist()))))
+    again = [
+        update(s, influence_of([0.2, -1, 0.3]), step=0.1, keep_total=True) for s in (state, read)
+    ]
+    np.testing.assert_array_equal(again[0].volume, again[1].volume)
+
+
+@pytest.mark.parametrize(
+    ("available", "examples", "counts"),
+    [
+        ([100, 300, 50], 0, [100, 300, 50]),
+        ([100, 300, 50], 450, [100, 300, 50]),
+        ([100, 300, 50], 10**9, [100, 300, 50]),
+        ([100, 300, 50], 45, [10, 30, 5]),
+        ([100, 300, 50], 100, [22, 67, 11]),  # 22.2, 66.7, 11.1
+        ([1, 10_000], 100, [1, 99]),
+        ([7, 7, 7], 3, [1, 1, 1]),
+        ([9], 4, [4]),
+    ],
+)
+def test_natural_counts(available, examples, counts):
+    assert natural_counts(np.asarray(available), examples).tolist() == counts
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8), st.floats(0, 1))
@@ -179,14 +288,14 @@ def test_largest_remainder(thousandths, share):
 
 def test_bounds_that_exclude_each_other():
     # 1.5 copies of one example: at most one, whatever the least is.
-    counts = bounded(
+    volume = bounded(
         np.asarray([5.0, 5.0]),
         total=9,
         lower=np.asarray([1.5, 1.0]),
         upper=np.asarray([1.5, 20.0]),
         rescale=True,
     )
-    assert counts.tolist() == [1, 8]
+    np.testing.assert_allclose(volume, [1, 8])
 
 
 def test_settled():
