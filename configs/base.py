@@ -87,12 +87,13 @@ def get_config() -> ConfigDict:
     lo.block = 128  # [runtime] positions whose logits exist at one time
 
     c.mixture = x = ConfigDict()
-    x.counts = ""  # [result] given mixture: examples per domain, in order; empty: all there are
+    x.counts = ""  # [result] given mixture: exactly these counts per domain, in order; or:
+    x.examples = 0  # [result] at most so many in all, in natural proportions; 0: all there are
     x.rounds = 2  # [result] updates; one more training than that (raising it continues)
     x.stop = True  # [result] stop when no alpha exceeds its 95 % error; False goes on (paper)
     x.step = 0.15  # [result] m: the largest relative change of a domain in one round
     x.keep_total = False  # [result] the number of examples stays; False: it may grow (paper)
-    x.min_share = 0.01  # [result] no domain falls below this share of the examples
+    x.min_share = 0.01  # [result] no domain falls below this share (nor further, if given below it)
     x.max_repetition = 8.0  # [result] no domain is repeated more often than this
 
     c.influence = i = ConfigDict()
@@ -141,7 +142,7 @@ def get_config() -> ConfigDict:
     pl.compile = True  # [runtime] compile ahead of time, where what compiles for it is installed
     pl.price = 0.0  # [runtime] money for one device and hour; 0: none is told
     pl.model = ""  # [runtime] folder with the model's config.json; empty: model.init is one
-    pl.examples = 50000  # [runtime] train examples of all domains, if not in mixture.counts
+    pl.examples = 50000  # [runtime] train examples there are, if not in mixture.counts
     pl.example_tokens = 512  # [runtime] mean length of an example
 
     c.mesh = me = ConfigDict()  # devices = replica x fsdp x tensor; -1: what is left

@@ -26,7 +26,7 @@ def get_config(machine: str = "v5e:4x8") -> ConfigDict:
     c = load(f"{pathlib.Path(__file__).with_name('llama3_8b.py')}:{machine}")
     c.data.domains = "math,code,reasoning,instruction"
     c.data.row_length = 2048  # chosen; the code's influence reads 256 tokens of an example
-    c.mixture.counts = "16500,16500,16500,16500"  # 66 k in all; their shares are chosen
+    c.mixture.examples = 66000  # or all there are; their shares are chosen: natural proportions
     c.mixture.rounds = 2
     c.mixture.step = 0.15
     c.mixture.keep_total = False
@@ -43,5 +43,6 @@ def get_config(machine: str = "v5e:4x8") -> ConfigDict:
     c.influence.damping = 0.1  # chosen: the code has 0, which the inverse does not bear
     c.influence.reference_examples = 512  # chosen
     c.eval.tasks = "exact_match"  # GSM8K, HumanEval, BBH and IFEval in the paper
+    c.plan.examples = 66000
     c.plan.example_tokens = 400  # chosen
     return c

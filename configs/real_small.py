@@ -3,8 +3,9 @@
     ideal-jax run --config=configs/real_small.py --config.data.root=FOLDER --workdir=runs/real_small
 
 FOLDER holds one sub-folder per domain with train.jsonl[.gz] and reference.jsonl[.gz]. The given
-mixture is a sixth of the five domains it was written for, in natural proportions; set
---config.mixture.counts for others. M_0 is pre-trained on the domains' own training text.
+mixture is at most 9,245 examples in natural proportions (--config.mixture.examples=0: all there
+are; --config.mixture.counts: exactly these of each domain). M_0 is pre-trained on the domains' own
+training text.
 """
 
 import pathlib
@@ -16,7 +17,6 @@ from ideal_jax.config import load
 
 def get_config() -> ConfigDict:
     c = load(pathlib.Path(__file__).with_name("base.py"))
-    c.data.domains = "code,instruction,math,reasoning,trust"
     c.data.tokenizer = "bpe:8192"
     c.data.row_length = 512
     c.data.max_segments = 16
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.training.weight_decay = 0.01
     c.training.checkpoint_every = 32
     c.training.log_every = 4
-    c.mixture.counts = "1680,840,1950,3410,1365"
+    c.mixture.examples = 9245
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.estimator = "ekfac"

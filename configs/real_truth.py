@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.base.steps = 128
     c.training.batch_size = 8
     c.training.checkpoint_every = 64
-    c.mixture.counts = "140,70,162,284,114"
+    c.mixture.examples = 770
     c.influence.fraction = 1.0
     c.influence.curvature_examples = 128
     c.influence.reference_examples = 128

@@ -75,7 +75,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "must be at least 0": (
         lambda x: x >= 0,
         """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        influence.tangents influence.budget verify.round plan.price
+        mixture.examples influence.tangents influence.budget verify.round plan.price
         lora.rank""",
     ),
     "must be above 0": (

@@ -20,9 +20,10 @@ class Losses(NamedTuple):
     weight: np.ndarray  # float64[E], Σ c
 
     def take(self, keep: np.ndarray) -> "Losses":
-        """The examples whose item number is in ``keep``."""
-        mask = np.isin(self.items, keep)
-        return Losses(self.items[mask], self.loss[mask], self.weight[mask])
+        """The examples whose item number is in ``keep``, in the order of these numbers."""
+        order = np.argsort(self.items, kind="stable")
+        order = order[np.isin(self.items[order], keep)]
+        return Losses(self.items[order], self.loss[order], self.weight[order])
 
     def mean(self) -> float:
         """Q = Σℓ / Σw, nats per unit of weight."""

@@ -1,5 +1,10 @@
 """The mixture: its state, its update rule and its plan. Pure functions of arrays; no JAX needed."""
 
+from ideal_jax.mixture.choice import Choice as Choice
+from ideal_jax.mixture.choice import ExampleLosses as ExampleLosses
+from ideal_jax.mixture.choice import choose_round as choose_round
+from ideal_jax.mixture.choice import half_width as half_width
+from ideal_jax.mixture.choice import paired_difference as paired_difference
 from ideal_jax.mixture.plan import MixturePlan as MixturePlan
 from ideal_jax.mixture.plan import permutation as permutation
 from ideal_jax.mixture.state import InfluenceMatrix as InfluenceMatrix

@@ -85,8 +85,8 @@ def check_floor(n: int, min_share: float) -> None:
     """
     if n * min_share >= 1:
         raise UserError(
-            f"mixture.min_share={min_share:g} for each of {n} domains is {n * min_share:.0%} of the "
-            f"mixture: nothing could move; set it below 1/{n}"
+            f"mixture.min_share={min_share:g} for each of {n} domains is {n * min_share:.0%} of "
+            f"the mixture: nothing could move; set it below 1/{n}"
         )
 
 
@@ -103,10 +103,11 @@ def check_bounds(state: MixtureState, *, min_share: float, max_repetition: float
         return
     repeated = state.counts / state.available
     j = int(np.argmax(np.where(state.counts > most, repeated, 0.0)))
+    enough = math.ceil(10 * repeated[j]) / 10
     raise UserError(
         f"mixture.counts: {state.counts[j]} examples of domain {state.names[j]}, which has "
-        f"{state.available[j]}: mixture.max_repetition={max_repetition:g} allows {most[j]:.0f}; ask "
-        f"for no more, or set mixture.max_repetition to {math.ceil(10 * repeated[j]) / 10:g} or above"
+        f"{state.available[j]}: mixture.max_repetition={max_repetition:g} allows {most[j]:.0f}; "
+        f"ask for no more, or set mixture.max_repetition to {enough:g} or above"
     )
 
 

@@ -34,7 +34,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
     tokens = 0.0
     reference: dict[str, Any] = {}
     test: dict[str, Any] = {}
-    selection: list[float] = []
+    selection: dict[str, Losses] = {}
     tasks: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     generation = "exact_match" in config_lib.names(config.eval.tasks)
@@ -55,7 +55,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
                 table[domain] = _loss_entry(session, domain, split, losses)
                 tokens += used
                 if split == "reference":
-                    selection.append(losses.take(reference_halves(session, j)[1]).mean())
+                    selection[domain] = losses.take(reference_halves(session, j)[1])
                 done += 1
                 advance(done, total, f"{domain} {split} loss")
             if generation:
@@ -79,7 +79,8 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
         **overall,
         "reference_loss": reference,
         "test_loss": test,
-        "selection_loss": float(v @ np.asarray(selection)),
+        "selection": {domain: _examples(losses) for domain, losses in selection.items()},
+        "selection_loss": float(v @ np.asarray([half.mean() for half in selection.values()])),
         "test_loss_mean": float(v @ np.asarray([test[d]["nats_per_token"] for d in session.names])),
         "samples": samples,
         "flops": cost.forward_flops(session.model.cfg, tokens, config.data.row_length),
@@ -101,6 +102,15 @@ def _losses(
     )
     tokens = float(sum(batch["tokens"].size for batch in batches))
     return domain_losses(losses_fn, session.mesh, params, batches), tokens
+
+
+def _examples(losses: Losses) -> dict[str, list[Any]]:
+    """What rounds are compared by, example by example: item numbers, nats and tokens."""
+    return {
+        "items": losses.items.tolist(),
+        "loss": losses.loss.tolist(),
+        "tokens": losses.weight.tolist(),
+    }
 
 
 def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from ideal_jax import processes
 from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
@@ -13,6 +11,7 @@ from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.export_run import export_best
 from ideal_jax.runs.influence_record import influence_of_json
 from ideal_jax.runs.influence_round import influence_round
+from ideal_jax.runs.results import write_results
 from ideal_jax.runs.session import Session, capability_weights, open_session
 from ideal_jax.runs.summary import print_summary
 from ideal_jax.runs.train_run import train_round
@@ -62,8 +61,8 @@ def _run_rounds(session: Session) -> dict[str, Any]:
         if record["stopped"]:
             break
         if index < final:
-            _write_results(session, rounds, status="running")
-    return _write_results(session, rounds, status="finished")
+            write_results(session, rounds, status="running")
+    return write_results(session, rounds, status="finished")
 
 
 def run_round(
@@ -142,6 +141,7 @@ def _mixture_json(session: Session, state: MixtureState, plan: MixturePlan) -> d
                 "available": int(state.available[j]),
                 "beta": float(state.beta[j]),
                 "count": int(state.counts[j]),
+                "volume": float(state.unrounded[j]),
                 "tokens": int(lengths.sum()),
             }
         )
@@ -154,76 +154,3 @@ def _mixture_json(session: Session, state: MixtureState, plan: MixturePlan) -> d
         "total_tokens": sum(domain["tokens"] for domain in domains),
         "plan_sha256": plan.digest(),
     }
-
-
-def _write_results(session: Session, rounds: list[dict[str, Any]], status: str) -> dict[str, Any]:
-    losses = [record["evaluation"]["selection_loss"] for record in rounds]
-    best = int(np.argmin(losses))
-    phases = _phases(session, rounds)
-
-    def flops(name: str) -> float:
-        return sum(phase["flops"] for phase in phases if phase["name"] == name)
-
-    results = {
-        "status": status,
-        "rounds": [
-            {
-                "round": record["round"],
-                "mixture": dict(
-                    zip(record["state"].names, record["state"].counts.tolist(), strict=True)
-                ),
-                "overall": record["evaluation"]["overall"],
-                "overall_stderr": record["evaluation"]["overall_stderr"],
-                "selection_loss": record["evaluation"]["selection_loss"],
-                "reference_loss": _nats(record["evaluation"]["reference_loss"]),
-                "test_loss": _nats(record["evaluation"]["test_loss"]),
-                "params_sha256": record["train"]["params_sha256"],
-            }
-            for record in rounds
-        ],
-        "best_round": rounds[best]["round"],
-        "best_round_reason": "lowest mean loss on the half of each reference set that no influence "
-        "has seen; test numbers are read by no decision",
-        "stopped": rounds[-1]["stopped"],
-        "cost": {
-            "base_flops": flops("base"),
-            "train_flops": flops("train"),
-            "influence_flops": flops("influence"),
-            "evaluation_flops": flops("evaluate"),
-            "seconds": {
-                name: sum(p["seconds"] for p in phases if p["name"] == name)
-                for name in ("base", "train", "influence", "evaluate")
-            },
-        },
-        "phases": [{key: p[key] for key in ("name", "round", "flops", "seconds")} for p in phases],
-    }
-    write_json(session.workdir.path / "results.json", results)
-    return results
-
-
-def _phases(session: Session, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    phases = []
-    base = session.workdir.path / "base" / "train.json"
-    if base.exists():
-        record = read_json(base)
-        phases.append({"name": "base", "round": None, **_cost_of(record)})
-    for record in rounds:
-        for name, part in (
-            ("train", record["train"]),
-            ("evaluate", record["evaluation"]),
-            ("influence", record["influence"]),
-        ):
-            if part is not None:
-                phases.append({"name": name, "round": record["round"], **_cost_of(part)})
-    return phases
-
-
-def _cost_of(record: dict[str, Any]) -> dict[str, float]:
-    seconds = record["seconds"]
-    if isinstance(seconds, dict):
-        seconds = sum(seconds.values())
-    return {"flops": record["flops"], "seconds": seconds}
-
-
-def _nats(losses: dict[str, Any]) -> dict[str, float]:
-    return {domain: entry["nats_per_token"] for domain, entry in losses.items()}

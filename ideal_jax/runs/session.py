@@ -16,7 +16,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
 from ideal_jax.influence.estimators import check_inversion, check_name
-from ideal_jax.mixture import MixtureState, check_bounds
+from ideal_jax.mixture import MixtureState, check_bounds, check_floor, natural_counts
 from ideal_jax.models import Decoder, abstract_params, forward_mode
 from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import (
@@ -103,11 +103,14 @@ def capability_weights(config: Any, n: int) -> tuple[float, ...]:
 
 
 def given_counts(config: Any, n: int) -> tuple[int, ...] | None:
-    """``mixture.counts`` of ``n`` domains; None: everything there is."""
-    text = config.mixture.counts
-    counts = config_lib.numbers("mixture.counts", text, int, n)
+    """``mixture.counts`` of ``n`` domains; None: as many as ``mixture.examples`` allows."""
+    rule = config.mixture
+    counts = config_lib.numbers("mixture.counts", rule.counts, int, n)
     if counts is not None and min(counts) < 1:
-        raise UserError(f"mixture.counts={text}: every domain needs at least one example")
+        raise UserError(f"mixture.counts={rule.counts}: every domain needs at least one example")
+    if counts is None and 0 < rule.examples < n:
+        raise UserError(f"mixture.examples={rule.examples}: {n} domains need at least one each")
+    check_floor(n, rule.min_share)
     return counts
 
 
@@ -121,10 +124,9 @@ def _given_mixture(config: Any, data: Dataset) -> MixtureState:
     n, rule = len(data.names), config.mixture
     available = np.asarray([len(data.train[name]) for name in data.names], np.int64)
     given = given_counts(config, n)
-    counts = available if given is None else np.asarray(given, np.int64)
+    counts = natural_counts(available, rule.examples) if given is None else np.asarray(given)
     state = MixtureState(data.names, available, counts, np.zeros(n), 0)
-    if rule.keep_total and rule.rounds:
-        check_bounds(state, min_share=rule.min_share, max_repetition=rule.max_repetition)
+    check_bounds(state, min_share=rule.min_share, max_repetition=rule.max_repetition)
     return state
 
 

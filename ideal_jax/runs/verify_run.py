@@ -102,8 +102,8 @@ def _state(session: Session, number: int) -> MixtureState:
         raise UserError(f"verify.round={number}: {file} does not exist; run that round first")
     found = read_json(file)["domains"]
     counts = np.asarray([domain["count"] for domain in found], np.int64)
-    beta = np.asarray([domain["beta"] for domain in found])
-    return session.given._replace(counts=counts, beta=beta, round=number)
+    beta, volume = (np.asarray([domain[key] for domain in found]) for key in ("beta", "volume"))
+    return session.given._replace(counts=counts, beta=beta, volume=volume, round=number)
 
 
 def _order(

@@ -149,10 +149,11 @@ def read_setting(config: Any, topology: Topology) -> Setting:
 
 
 def read_amounts(config: Any) -> Amounts:
-    """How much a config's run does, by ``mixture.counts`` or the ``plan`` section."""
+    """How much a config's run does, by the ``mixture`` section and what ``plan`` says there is."""
     counts = config_lib.names(config.mixture.counts)
     domains = len(counts) or len(config_lib.names(config.data.domains)) or 5
-    examples = sum(map(int, counts)) or config.plan.examples
+    there_are = config.plan.examples
+    examples = sum(map(int, counts)) or min(config.mixture.examples or there_are, there_are)
     mean, options = config.plan.example_tokens, config.influence
     rows = examples * mean / (PACKED * config.data.row_length)
     steps = config.training.steps or math.ceil(
