@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ideal_jax.report import formats, rounds, scores
+from ideal_jax.report import changes, formats, rounds, scores
 from ideal_jax.report.load import Round, Run
 
 
@@ -30,7 +30,8 @@ def answer(run: Run) -> dict[str, Any]:
         "shown": shown.number,
         "loss": _loss(run, given, shown),
         "overall": _overall(run, given, shown),
-        "certainty": "" if same else _certainty(given, shown),
+        "changes": _changes(run, shown.number),
+        "level": _level(run),
         "budget": _budget(given, shown),
         "rows": _rows(run, given, shown),
     }
@@ -41,16 +42,22 @@ def _headline(run: Run, chosen: int | None, same: bool) -> str:
         return "No mixture is chosen yet"
     if not rounds.finished(run):
         return f"Best so far: the {'given mixture' if same else f'mixture of round {chosen}'}"
-    if same:
+    if not same:
+        return f"Train on the mixture of round {chosen}"
+    lowest = rounds.lowest(run)
+    if lowest in (None, chosen):
         return "Keep the given mixture: no other round was better"
-    return f"Train on the mixture of round {chosen}"
+    return f"Keep the given mixture: round {lowest} is equal within error"
 
 
 def _loss(run: Run, given: Round, shown: Round) -> dict[str, str]:
     before, after = rounds.selection_loss(run, given), rounds.selection_loss(run, shown)
+    against = (changes.entry(run.results or {}, shown.number) or {}).get("against_given")
     change = ""
-    if before is not None and after is not None and given is not shown and before:
-        change = formats.percent(after / before - 1, signed=True)
+    if against:
+        change = changes.signed(against["difference"], against["stderr"])
+        if _verdict(run, against) == changes.EQUAL:
+            change += f", {changes.EQUAL}"
     return {
         "given": formats.fixed(before, 4),
         "shown": formats.fixed(after, 4),
@@ -63,11 +70,12 @@ def _overall(run: Run, given: Round, shown: Round) -> dict[str, str]:
     return {
         "given": scores.overall(given, percent),
         "shown": scores.overall(shown, percent),
+        "change": _score_change(run, given, shown),
     }
 
 
-def _certainty(given: Round, shown: Round) -> str:
-    """Whether the difference in the overall score is more than its standard error explains."""
+def _score_change(run: Run, given: Round, shown: Round) -> str:
+    """The difference in overall score; the two are taken as independent."""
     if not (given.evaluation and shown.evaluation):
         return ""
     values = [round_.evaluation["overall"] for round_ in (given, shown) if round_.evaluation]
@@ -75,13 +83,63 @@ def _certainty(given: Round, shown: Round) -> str:
     if not all(formats.finite(x) for x in values + errors):
         return ""
     difference, error = values[1] - values[0], math.hypot(*errors)
-    if abs(difference) <= 1.96 * error:
-        return (
-            "The change in overall score is within what chance alone gives"
-            " (95 % interval of the difference, the two scores taken as independent)."
-        )
-    direction = "gain" if difference > 0 else "drop"
-    return f"The {direction} in overall score is more than chance alone gives (95 % interval)."
+    told = changes.points(difference, error, scores.are_fractions(run))
+    same = changes.verdict(difference, error, changes.level(run.results or {})) == changes.EQUAL
+    return f"{told}, {changes.EQUAL}" if same else told
+
+
+def _changes(run: Run, shown: int) -> dict[str, Any] | None:
+    """The round shown against the given mixture; where that is the same, the lowest round."""
+    first = run.rounds[0].number
+    number = shown if shown != first else rounds.lowest(run)
+    if number in (None, first) or number not in [round_.number for round_ in run.rounds]:
+        return None
+    found = changes.capability_changes(run.results or {}, number)
+    if not found:
+        return None
+    percent = scores.are_fractions(run)
+    against = (changes.entry(run.results or {}, number) or {})["against_given"]
+    given, other = run.rounds[0], next(r for r in run.rounds if r.number == number)
+    overall = _verdict(run, against)
+    return {
+        "number": number,
+        "of_shown": number == shown,
+        "level": _level(run),
+        "worse": changes.worse(found),
+        "lower": changes.lower_scores(found, percent),
+        "rows": [_row(change, percent) for change in found],
+        "overall": {
+            "difference": changes.signed(against["difference"], against["stderr"]),
+            "verdict": overall,
+            "kind": overall.split()[0],
+            "scores": f"{scores.overall(given, percent)} → {scores.overall(other, percent)}",
+            "points": _score_change(run, given, other),
+        },
+    }
+
+
+def _row(change: changes.Change, percent: bool) -> dict[str, str]:
+    known = formats.finite(change.score_difference)
+    before, after = (formats.score(x, None, percent) for x in change.scores)
+    told = changes.points(change.score_difference, change.score_stderr, percent)
+    return {
+        "name": change.name,
+        "difference": changes.signed(change.difference, change.stderr),
+        "verdict": change.verdict,
+        "kind": change.verdict.split()[0],
+        "scores": f"{before} → {after}" if known else formats.MISSING,
+        "points": told if known else "",
+    }
+
+
+def _verdict(run: Run, against: dict[str, Any]) -> str:
+    return changes.verdict(
+        against["difference"], against["stderr"], changes.level(run.results or {})
+    )
+
+
+def _level(run: Run) -> str:
+    return f"{100 * changes.level(run.results or {}):g} %"
 
 
 def _budget(given: Round, shown: Round) -> dict[str, str]:

@@ -14,6 +14,7 @@ Json = Any
 # A schema is a type, [schema] for a list, {"*": schema} for a mapping with free keys, or a dict of
 # keys, where "key?" may be missing or null. `float` takes any JSON number, and null for NaN.
 _LOSS = {"nats_per_token": float, "bits_per_byte?": float, "stderr?": float, "n?": float}
+_DIFFERENCE = {"difference": float, "stderr": float}
 _CONFIG = {
     "command?": str,
     "config": {"*": object},
@@ -102,7 +103,17 @@ _RESULTS = {
     "status?": str,
     "best_round?": int,
     "best_round_reason?": str,
-    "rounds?": [{"round": int, "selection_loss?": float, "params_sha256?": str}],
+    "lowest_round?": int,
+    "confidence?": float,
+    "rounds?": [
+        {
+            "round": int,
+            "selection_loss?": float,
+            "params_sha256?": str,
+            "scores?": {"*": {"value": float, "stderr?": float}},
+            "against_given?": _DIFFERENCE | {"capabilities": {"*": _DIFFERENCE}},
+        }
+    ],
     "cost?": {
         "train_flops?": float,
         "influence_flops?": float,

@@ -8,7 +8,16 @@ from ideal_jax.report.load import Round, Run
 
 def best(run: Run) -> int | None:
     """The chosen round (so far), None while nothing is chosen or its files are missing."""
-    number = run.results["best_round"] if run.results else None
+    return _known(run, "best_round")
+
+
+def lowest(run: Run) -> int | None:
+    """The round of the lowest reference loss (so far), None as for ``best``."""
+    return _known(run, "lowest_round")
+
+
+def _known(run: Run, key: str) -> int | None:
+    number = run.results[key] if run.results else None
     known = [round_.number for round_ in run.rounds]
     return int(number) if number is not None and number in known else None
 

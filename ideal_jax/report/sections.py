@@ -5,7 +5,7 @@ import math
 import statistics
 from typing import Any
 
-from ideal_jax.report import figures, formats, rounds
+from ideal_jax.report import changes, figures, formats, rounds
 from ideal_jax.report.load import Round, Run
 
 _OPERATIONS = {
@@ -21,7 +21,7 @@ def mixture(run: Run) -> dict[str, Any]:
     names = rounds.domains(run)
     chosen = rounds.best(run)
     series, tables = [], []
-    for round_ in run.rounds:
+    for before, round_ in zip([None, *run.rounds], run.rounds, strict=False):
         share = rounds.shares(round_)
         label = rounds.label(run, round_.number)
         values = [share.get(name, math.nan) for name in names]
@@ -34,6 +34,7 @@ def mixture(run: Run) -> dict[str, Any]:
                 "share": formats.percent(share[domain["name"]]),
                 "tokens": formats.count(domain["tokens"]),
                 "beta": formats.percent(domain["beta"], signed=True),
+                "made": _made(before, domain),
                 "repetition": _repetition(domain),
             }
             for domain in round_.mixture["domains"]
@@ -163,6 +164,12 @@ def setup(run: Run) -> dict[str, Any]:
         "plans": plans,
         "digests": digests,
     }
+
+
+def _made(before: Round | None, domain: dict[str, Any]) -> str:
+    """The change since the round before, where it is another than β."""
+    count = rounds.counts(before).get(domain["name"]) if before else None
+    return changes.made(domain["beta"], count, domain["count"]) if count else ""
 
 
 def _repetition(domain: dict[str, Any]) -> str:

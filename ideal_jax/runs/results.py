@@ -69,18 +69,20 @@ def reason(
     if len(losses) == 1:
         return "it is the only one"
     others = [str(k) for k in choice.equal if k != chosen]
-    error = f"the {100 * confidence:g} % error of the paired difference"
+    level = f"{100 * confidence:g} %, paired"
     if not others:
-        why = f"its reference loss is the lowest, by more than {error}"
+        why = f"its reference loss is the lowest, beyond the error of every difference ({level})"
     elif chosen == lowest:
         are = "is" if len(others) == 1 else "are"
-        why = f"its reference loss is the lowest; {_named(others)} {are} equal to it within {error}"
-        why += "" if chosen == 0 else ", but no nearer to the given mixture"
+        why = (
+            f"its reference loss is the lowest; {_named(others)} {are} equal within error ({level})"
+        )
+        why += "" if chosen == 0 else " but no nearer to the given mixture"
     else:
         apart = paired_difference(losses[chosen], losses[lowest], weights)
-        told = f"{apart.overall:+.4f} ± {apart.stderr:.4f} nats per token"
+        told = f"{apart.overall:+.4f} ± {apart.stderr:.4f} nats per token; {level}"
         nearer = "it is the given mixture" if chosen == 0 else "it is nearer to the given mixture"
-        why = f"its reference loss is equal to the lowest, of round {lowest}, within {error} "
+        why = f"its reference loss and the lowest, of round {lowest}, are equal within error "
         why += f"({told}), and {nearer}"
     return f"{why}; read on the half of each reference set that no influence has seen"
 

@@ -7,43 +7,88 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ideal_jax.report import formats
+from ideal_jax.report import changes, formats
 
 
 def print_summary(results: dict[str, Any], weights: Sequence[float], report: pathlib.Path) -> None:
-    """Prints two tables.
+    """Prints the mixtures, the scores, and what the chosen round changed.
 
     Args:
       results: the content of ``results.json``.
       weights: v, the weight of each capability; sums to 1.
       report: the path to name.
     """
-    mixture = Table(title="mixture: examples (share)")
-    mixture.add_column("domain")
-    scores = Table(title="scores per round")
-    for column in ("round", "exact match (test)", "reference loss", "test loss"):
+    scores = Table(title="scores per round, ± standard error")
+    for column in ("round", "reference loss", "against given", "test loss", "exact match (test)"):
         scores.add_column(column, justify="right")
     for record in results["rounds"]:
-        mark = " *" if record["round"] == results["best_round"] else ""
-        mixture.add_column(f"round {record['round']}{mark}", justify="right")
-        overall, error = record["overall"], record["overall_stderr"]
+        overall, error, against = (
+            record[k] for k in ("overall", "overall_stderr", "against_given")
+        )
         losses = zip(weights, record["test_loss"].values(), strict=True)
         scores.add_row(
-            f"{record['round']}{mark}",
-            "–" if overall is None else f"{overall:.3f} ± {error:.3f}",
+            _marked(results, record),
             f"{record['selection_loss']:.4f}",
+            changes.signed(against["difference"], against["stderr"]) if record["round"] else "",
             f"{sum(v * loss for v, loss in losses):.4f}",
+            "–" if overall is None else f"{overall:.3f} ± {error:.3f}",
         )
-    counts = [record["mixture"] for record in results["rounds"]]
-    for name in counts[0]:
-        shares = (f"{c[name]} ({c[name] / sum(c.values()):.1%})" for c in counts)
-        mixture.add_row(name, *shares)
     console = Console(highlight=False)
-    console.print(mixture)
+    console.print(_mixtures(results))
     console.print(scores)
-    console.print(f"* best round: {results['best_round_reason']}")
-    console.print("losses in nats per token; reference loss: on that half")
+    console.print("losses in nats per token; reference loss: on the half that chooses the round")
+    if results["best_round"] != 0:
+        _print_changes(console, results)
+    console.print(f"* round {results['best_round']} is chosen: {results['best_round_reason']}")
     console.print(f"report: {report}", soft_wrap=True)
+
+
+def _marked(results: dict[str, Any], record: dict[str, Any]) -> str:
+    return f"{record['round']}{' *' if record['round'] == results['best_round'] else ''}"
+
+
+def _mixtures(results: dict[str, Any]) -> Table:
+    """Examples, shares and proposed changes of every round."""
+    table = Table(title="mixture: examples (share), proposed change β")
+    table.add_column("domain")
+    rounds = results["rounds"]
+    for record in rounds:
+        table.add_column(f"round {_marked(results, record)}", justify="right")
+    for name in rounds[0]["mixture"]:
+        cells = []
+        for before, record in zip([None, *rounds], rounds, strict=False):
+            count = record["mixture"][name]
+            cell = f"{count} ({count / sum(record['mixture'].values()):.1%})"
+            if before is not None:
+                beta = record["beta"][name]
+                made = changes.made(beta, before["mixture"][name], count)
+                cell += f"\nβ {formats.percent(beta, signed=True)}{made and f', made {made}'}"
+            cells.append(cell)
+        table.add_row(name, *cells)
+    if len(rounds) > 1:
+        table.caption = "made: what bounds, a kept total and rounding left of β"
+    return table
+
+
+def _print_changes(console: Console, results: dict[str, Any]) -> None:
+    """What the chosen round is for each capability, beside the given mixture."""
+    number, level = results["best_round"], f"{100 * changes.level(results):g} %"
+    found = changes.capability_changes(results, number)
+    table = Table(title=f"round {number} against the given mixture, ± standard error")
+    table.add_column("capability")
+    for column in ("reference loss", "", "exact match (test)"):
+        table.add_column(column, justify="right")
+    for change in found:
+        score = "–"
+        if formats.finite(change.score_difference):
+            score = changes.points(change.score_difference, change.score_stderr, percent=True)
+        told = changes.signed(change.difference, change.stderr)
+        table.add_row(change.name, told, change.verdict, score)
+    console.print(table)
+    worse = changes.worse(found) or "none"
+    console.print(f"worse than with the given mixture, beyond the {level} error: {worse}")
+    if lower := changes.lower_scores(found, percent=True):
+        console.print(f"lower exact match, beyond the {level} error: {lower}; decides nothing")
 
 
 def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
@@ -59,6 +104,7 @@ def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
         cells = (f"{x:+.3g} ± {e:.2g}" for x, e in zip(values, errors, strict=True))
         table.add_row(name, *cells, end_section=k == len(rows) - 2)
     table.add_row("proposed change (β)", *(f"{100 * b:+.1f}%" for b in record["beta"]))
+    table.add_row("proposed examples", *(f"{count:,}" for count in record["counts"]))
     console = Console(highlight=False)
     console.print(table)
     console.print("negative: more of the domain lowers the loss", record["decision"]["reason"])

@@ -58,8 +58,15 @@ def write_run(
                 "mixture": {row["name"]: row["count"] for row in rows},
                 "overall": evaluation["overall"],
                 "overall_stderr": evaluation["overall_stderr"],
+                "beta": {row["name"]: row["beta"] for row in rows},
                 "selection_loss": evaluation["selection_loss"],
+                "test_loss": {name: 1.2 for name in references},
                 "params_sha256": f"{k + 100:064x}",
+                "scores": {
+                    task["domain"]: {"value": task["value"], "stderr": task["stderr"]}
+                    for task in evaluation["tasks"]
+                },
+                "against_given": _against(references, k),
             }
         )
         if k == updates:
@@ -73,6 +80,8 @@ def write_run(
         "status": "finished",
         "rounds": entries,
         "best_round": best,
+        "lowest_round": updates,
+        "confidence": 0.95,
         "best_round_reason": f"lowest reference loss of {updates + 1} rounds",
         "cost": {
             "train_flops": 9.3e15,
@@ -86,6 +95,19 @@ def write_run(
     assert n == len(rows)
     assert len(influence["matrix"]) == R
     return workdir
+
+
+def _against(references, k):
+    """The last capability gets worse, the one before it stays equal within error."""
+    gains = [-0.06] * (len(references) - 2) + [-0.004, 0.021]
+    return {
+        "difference": -0.041 * k,
+        "stderr": 0.0081 * k,
+        "capabilities": {
+            name: {"difference": gain * k, "stderr": 0.0071 * k}
+            for name, gain in zip(references, gains[-len(references) :], strict=True)
+        },
+    }
 
 
 def _influence(rng, domains, references, shares, scale):
