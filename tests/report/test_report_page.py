@@ -74,8 +74,10 @@ def test_answer_comes_first_and_sections_follow_in_order(tmp_path):
     parts = [
         headline,
         "lowest reference loss of 3 rounds",
-        "1.3303 (-5.8%)".replace("-", "−"),
+        "Got worse: the reference loss of trust (+0.042 ± 0.014) is higher",
+        "1.3303",
         "given mixture: 1.4123",
+        "difference: −0.082 ± 0.016",
         "Every decision on this page reads reference data only",
         "The mixture of each round",
         "What a little more of each domain would do",
@@ -196,10 +198,69 @@ def test_any_magnitude_of_influence(tmp_path, scale):
 
 
 def test_the_given_mixture_may_win(tmp_path):
-    text = read(write_run(tmp_path, best=0)).text
+    write_run(tmp_path, best=0)
+    change(tmp_path / "results.json", lowest_round=0)
+    text = read(tmp_path).text
     assert "Keep the given mixture: no other round was better" in text
     assert "of the given round: how much" in text
     assert "given mixture: 1.4123" not in text
+
+
+def test_a_given_mixture_that_is_as_good_is_kept_and_the_other_is_shown_beside_it(tmp_path):
+    text = read(write_run(tmp_path, best=0)).text
+    assert "Keep the given mixture: no other round was better" not in text
+    assert "Keep the given mixture: round 2 is equal within error" in text
+    assert "Round 2, whose reference loss is the lowest, against the given mixture" in text
+    assert "Got worse" not in text  # nothing does that keeps what it has
+    assert "instr−0.008 ± 0.014equal within error" in text
+
+
+def test_what_got_worse_stands_before_the_numbers(tmp_path):
+    write_run(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for round_, score in zip(results["rounds"], (0.61, 0.6, 0.47), strict=True):
+        for name in round_["scores"]:
+            round_["scores"][name] = {"value": score if name == "code" else 0.5, "stderr": 0.022}
+    write(tmp_path / "results.json", results)
+    text = read(tmp_path).text
+    told = "Lower test score: code (−14.0 ± 3.1 points), by more than the error"
+    assert text.index("Why:") < text.index("Got worse: the reference loss of trust")
+    assert text.index(told) < text.index("Overall test score")
+    assert "math−0.120 ± 0.014better50.0% → 50.0%0.0 ± 3.1 points" in text
+    for capability in results["rounds"][2]["against_given"]["capabilities"].values():
+        capability["difference"] = -0.001
+    results["confidence"] = 0.9
+    write(tmp_path / "results.json", results)
+    text = read(tmp_path).text
+    assert "No capability’s reference loss got worse by more than its 90 % error" in text
+    assert "Lower test score: code" in text
+
+
+def test_a_difference_within_its_error_says_so(tmp_path):
+    write_run(tmp_path, best=1)
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["rounds"][1]["against_given"] |= {"difference": -0.0054, "stderr": 0.0081}
+    write(tmp_path / "results.json", results)
+    change(tmp_path / "rounds/01/evaluation.json", overall=0.5)
+    change(tmp_path / "rounds/00/evaluation.json", overall=0.49)
+    text = read(tmp_path).text
+    assert "difference: −0.0054 ± 0.0081, equal within error" in text
+    assert "difference: +1.0 ± 1.4 points, equal within error" in text
+
+
+def test_a_change_of_the_mixture_that_bounds_cut_is_shown_beside_beta(tmp_path):
+    write_run(tmp_path, domains=("a", "b", "c"), updates=1, best=1)
+    counts = [(1000, 500, 80), (1150, 500, 80)]
+    for k, (number, betas) in enumerate(((0, (0, 0, 0)), (1, (0.15, -0.003, 0.4)))):
+        rows = [
+            {"name": n, "available": 10, "beta": b, "count": count, "tokens": 1}
+            for n, b, count in zip("abc", betas, counts[k], strict=True)
+        ]
+        change(tmp_path / f"rounds/0{number}/mixture.json", domains=rows)
+    text = read(tmp_path).text
+    assert "+15.0%115.00×" in text  # as proposed: nothing beside it
+    assert "−0.3%0.0%50.00×" in text  # less than one example
+    assert "+40.0%0.0%8.00×" in text  # the cap
 
 
 def test_unfinished_run_says_how_far_it_is(tmp_path):
