@@ -67,13 +67,13 @@ def update(
     beta = proposal(alpha, step)
     before = state.unrounded
     wanted = (1.0 + beta) * before
-    total = int(state.counts.sum()) if keep_total else float(wanted.sum())
+    total = float(state.counts.sum() if keep_total else wanted.sum())
     # Whole examples: ⌈min_share⌉ of the total, or what the domain has now where that is less.
     floor, present = min_share * total, before / before.sum() * total
     lower = np.minimum(np.ceil(floor - _TINY), np.floor(present + _TINY))
     upper = state.available * max_repetition
     volume = bounded(wanted, total=total, lower=lower, upper=upper, rescale=keep_total)
-    counts = largest_remainder(volume, total) if keep_total else np.rint(volume).astype(np.int64)
+    counts = largest_remainder(volume, round(total)) if keep_total else _rounded(volume)
     return MixtureState(state.names, state.available, counts, beta, state.round + 1, volume)
 
 
@@ -141,7 +141,7 @@ def bounded(
     if not lower.sum() <= total <= upper.sum():
         raise UserError(
             f"mixture.min_share and mixture.max_repetition allow {lower.sum():.0f} to "
-            f"{upper.sum():.0f} examples, not {total}"
+            f"{upper.sum():.0f} examples, not {total:.0f}"
         )
     return np.clip(wanted * _common_factor(wanted, total, lower, upper), lower, upper)
 
@@ -149,6 +149,10 @@ def bounded(
 def _most(upper: np.ndarray) -> np.ndarray:
     """Whole examples below ``upper``: one at least."""
     return np.maximum(np.floor(upper), 1.0)
+
+
+def _rounded(volume: np.ndarray) -> np.ndarray:
+    return np.rint(volume).astype(np.int64)
 
 
 def largest_remainder(values: np.ndarray, total: int) -> np.ndarray:
