@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from ideal_jax import trees
 from ideal_jax.influence.passes import Placement, accumulate, cast_like, wide
 from ideal_jax.influence.problem import (
+    CURVATURE,
     Batch,
     LossFn,
     Problem,
     Progress,
     Tree,
+    check_weight,
     example_loss,
     silent,
 )
@@ -82,11 +84,17 @@ class Hessian(NamedTuple):
 
 
 def total_weight(problem: Problem | LossFn, params: Tree, batches: Sequence[Batch]) -> float:
-    """W = Σ w(x) over the batches."""
+    """W = Σ w(x) over the batches.
+
+    Raises:
+      UserError: it is 0.
+    """
     placement, loss_fn = Placement.of(params), example_loss(problem)
-    return float(
+    weight = float(
         accumulate(lambda b: _weight_sum(loss_fn, placement, params, b), batches, phase="curvature")
     )
+    check_weight(CURVATURE, weight)
+    return weight
 
 
 def mean_eigenvalue(

@@ -24,10 +24,12 @@ from ideal_jax.influence.blocks import Blocks, multiply_blocks
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.influence.problem import (
+    CURVATURE,
     Batch,
     Problem,
     Progress,
     Tree,
+    check_weight,
     leaf_name,
     other_leaves,
     require,
@@ -54,6 +56,7 @@ def fit(setting: Setting) -> Fitted:
         phase="factors",
         progress=setting.progress,
     )
+    check_weight(CURVATURE, float(sums.weight))
     bases = kfac.eigenbasis(problem, placement, sums)
     squares = accumulate(
         lambda b: _batch_squares(problem, bases, setting.params, b),
