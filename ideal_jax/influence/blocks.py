@@ -229,7 +229,7 @@ def _fisher_diagonal(
 
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     """(H + λI) v for every v on the leading axis, with the leaves that the blocks have."""
-    return _mapped(blocks, stacked, Placement.of(stacked), _safe_multiply)
+    return mapped(blocks, stacked, Placement.of(stacked), safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
@@ -247,7 +247,7 @@ def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) 
 
 def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
     """The inverse alone, for conjugate gradients; ``placement`` is that of ``stacked``."""
-    return _mapped(blocks, stacked, placement, _safe_divide)
+    return mapped(blocks, stacked, placement, safe_divide)
 
 
 def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
@@ -279,8 +279,8 @@ def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[
     """``solve_blocks`` with the residuals still on the devices."""
 
     def solve(g: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
-        s = spectral(g, _safe_divide)
-        left = spectral(s, _safe_multiply) - g
+        s = spectral(g, safe_divide)
+        left = spectral(s, safe_multiply) - g
         return s, jax.vmap(trees.dot)(left, left)
 
     solutions, left = _by_block(blocks, stacked, placement, solve)
@@ -290,7 +290,7 @@ def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[
 
 
 @functools.partial(jax.jit, static_argnames=("placement", "operation"))
-def _mapped(blocks: Blocks, stacked: Tree, placement: Placement, operation: _Operation) -> Tree:
+def mapped(blocks: Blocks, stacked: Tree, placement: Placement, operation: _Operation) -> Tree:
     """``operation(components, denominators)`` in every block's eigenbasis."""
 
     def fn(v: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
@@ -357,11 +357,13 @@ def _rotated(
     return columns(kfac.on_inputs(columns(v), jnp.swapaxes(q_a, -1, -2)))
 
 
-def _safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x · by, and 0 where ``by`` is infinite: what was cut off."""
     return jnp.where(jnp.isfinite(by), x * jnp.where(jnp.isfinite(by), by, 1), 0)
 
 
-def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x / by, and 0 where ``by`` is not positive."""
     return jnp.where(by > 0, x / jnp.where(by > 0, by, 1), 0)
 
 

@@ -27,6 +27,8 @@ from ideal_jax.influence.problem import (
     silent,
 )
 
+PROBES = 32  # random directions that tell the trace
+
 
 class GaussNewton(NamedTuple):
     """The damped Gauss-Newton matrix H + λI of a problem over batches.
@@ -74,7 +76,7 @@ class Hessian(NamedTuple):
         placement = Placement.of(self.params)
         loss_fn = example_loss(self.problem)
         total = accumulate(
-            lambda batch: _hessian_sum(loss_fn, placement, self.params, vectors, batch),
+            lambda batch: hessian_sum(loss_fn, placement, self.params, vectors, batch),
             self.batches,
             phase="curvature product",
         )
@@ -104,7 +106,7 @@ def mean_eigenvalue(
     weight: float,
     *,
     key: jax.Array,
-    probes: int = 32,
+    probes: int = PROBES,
     progress: Progress = silent,
 ) -> float:
     """trace(GGN) / P by Hutchinson's estimator with Rademacher probes.
@@ -166,9 +168,10 @@ def _output_product(problem: Problem, out: Tree, batch: Batch, out_dot: Tree) ->
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
-def _hessian_sum(
+def hessian_sum(
     loss_fn: LossFn, placement: Placement, params: Tree, vectors: Tree, batch: Batch
 ) -> Tree:
+    """Σ_x ∇²ℓ v over one batch, for every v on the leading axis of ``vectors``."""
     gradient = jax.grad(lambda p: jnp.sum(wide(loss_fn(p, batch)[0])))
 
     def product(vector: Tree) -> Tree:

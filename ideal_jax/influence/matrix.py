@@ -212,9 +212,7 @@ def estimate(
     fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
     check_fitted(problem, params, curvature, fitted)
     chunk = tangents or max(len(references), len(domains))
-    solver = Solver(
-        problem, params, estimator, chosen, options, curvature, fitted, chunk, progress
-    )
+    solver = Solver(problem, params, estimator, chosen, options, curvature, fitted, chunk, progress)
 
     centred = centred and not chosen.domain_mean
     z = float(statistics.NormalDist().inv_cdf((1 + confidence) / 2))

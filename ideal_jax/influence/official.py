@@ -59,7 +59,7 @@ def fit(setting: Setting) -> Fitted:
     check_weight(CURVATURE, float(sums.weight))
     bases = kfac.eigenbasis(problem, placement, sums)
     squares = accumulate(
-        lambda b: _batch_squares(problem, bases, setting.params, b),
+        lambda b: batch_squares(problem, bases, setting.params, b),
         setting.batches,
         phase="eigenvalues",
         progress=setting.progress,
@@ -86,9 +86,11 @@ def solve(state: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solve
 
 
 @functools.partial(jax.jit, static_argnames="problem")
-def _batch_squares(
+def batch_squares(
     problem: Problem, bases: dict[str, kfac.Basis], params: Tree, batch: Batch
 ) -> dict[str, jax.Array]:
+    """The squares of a batch's mean gradient in the transposed basis, [L, I, O] by kernel."""
+
     def mean(p: Tree) -> jax.Array:
         l_B, w_B = problem.example_loss(p, batch)
         return jnp.sum(l_B) / jnp.sum(w_B)

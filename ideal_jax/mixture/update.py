@@ -3,7 +3,7 @@
 import numpy as np
 
 from ideal_jax.errors import UserError
-from ideal_jax.mixture.state import InfluenceMatrix, MixtureState
+from ideal_jax.mixture.state import FAILED_RESIDUAL, InfluenceMatrix, MixtureState
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -20,7 +20,12 @@ def proposal(alpha: np.ndarray, step: float) -> np.ndarray:
 
 
 def is_settled(influence: InfluenceMatrix) -> bool:
-    """No |α_j| exceeds its 95 % error: nothing is known to be worth changing."""
+    """No |α_j| exceeds its 95 % error: nothing is known to be worth changing.
+
+    Raises:
+      UserError: a solve behind the influence failed.
+    """
+    _refuse_failed(influence)
     return bool(np.all(np.abs(influence.alpha) <= Z95 * influence.alpha_stderr))
 
 
@@ -48,19 +53,29 @@ def update(
       The next state. Its ``beta`` is the proposal before bounds and rescaling.
 
     Raises:
-      UserError: other domains, a step outside (0, 1), an α that is not finite, or bounds that
-        leave no room for the total.
+      UserError: other domains, a step outside (0, 1), a solve that failed, an α that is not finite,
+        or bounds that leave no room for the total.
     """
     if influence.domains != state.names:
         raise UserError(f"influence is of {influence.domains}, the mixture of {state.names}")
     if not 0 < step < 1:
         raise UserError(f"mixture.step={step} is not between 0 and 1")
+    _refuse_failed(influence)
     alpha = np.asarray(influence.alpha, np.float64)
     if not np.all(np.isfinite(alpha)):
         raise UserError(f"alpha is {alpha.tolist()}: not finite; raise influence.damping")
     beta = proposal(alpha, step)
     counts = _fit(state, (1.0 + beta) * state.counts, keep_total, min_share, max_repetition)
     return MixtureState(state.names, state.available, counts, beta, state.round + 1)
+
+
+def _refuse_failed(influence: InfluenceMatrix) -> None:
+    worst = np.max(influence.solve_residual, initial=0.0)
+    if not worst < FAILED_RESIDUAL:
+        raise UserError(
+            f"a solve behind the influence failed: residual {worst:.3g}, where 1 is no better than"
+            " no solution; raise influence.damping, or influence.iterations"
+        )
 
 
 def check_bounds(state: MixtureState, *, min_share: float, max_repetition: float) -> None:

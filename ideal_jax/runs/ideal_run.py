@@ -11,7 +11,7 @@ from ideal_jax.report import write_report
 from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.export_run import export_best
-from ideal_jax.runs.influence_record import influence_of_json
+from ideal_jax.runs.influence_record import check_solved, influence_of_json, solve_warning
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
 from ideal_jax.runs.summary import print_summary
@@ -95,9 +95,12 @@ def run_round(
     if wants_influence:
         if has_influence:
             influence = read_json(influence_file)
+            check_solved(influence, influence_file)
         else:
             influence = influence_round(session, state, plan, trained)
             write_json(influence_file, influence)
+        if told := solve_warning(influence):
+            session.reporter.console.print(f"round {state.round}: {told}", soft_wrap=True)
         matrix = influence_of_json(influence)
         stopped = not last and config.mixture.stop and is_settled(matrix)
         if not stopped:
