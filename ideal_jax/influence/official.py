@@ -21,6 +21,7 @@ import numpy as np
 
 from ideal_jax.influence import kfac
 from ideal_jax.influence.blocks import Blocks, multiply_blocks
+from ideal_jax.influence.checks import all_finite, refuse_not_finite
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.influence.problem import (
@@ -64,6 +65,8 @@ def fit(setting: Setting) -> Fitted:
         phase="eigenvalues",
         progress=setting.progress,
     )
+    if not all_finite(squares):
+        refuse_not_finite(problem, setting.params, CURVATURE, setting.batches)
     count = len(setting.batches)
     transposed = {
         name: basis._replace(

@@ -11,6 +11,7 @@ from ideal_jax.report import write_report
 from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.export_run import export_best
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.influence_record import check_solved, influence_of_json, solve_warning
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
@@ -36,6 +37,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     Raises:
       UserError: bad config, data or work directory.
     """
+    check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)
     results, session = finished(folder, config), None

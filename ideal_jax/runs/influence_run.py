@@ -9,6 +9,7 @@ from ideal_jax import processes
 from ideal_jax.errors import UserError
 from ideal_jax.influence import needs_of
 from ideal_jax.runs.ideal_run import plan_of
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.influence_record import check_solved
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
@@ -34,6 +35,7 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
       UserError: no checkpoint, or an estimator that needs more than one.
     """
     estimator = config.influence.estimator
+    check_influence(config)
     if config.model.init == "random":
         raise UserError(
             "--config.model.init=FOLDER is missing: influence is measured at a trained model, such"

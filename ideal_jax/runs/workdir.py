@@ -19,9 +19,17 @@ _PACKAGES = ("ideal-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 # Nothing depends on these before influence is measured: where a first solve fails, the same command
 # goes on with other values, and trains nothing again.
 _UNTIL_MEASURED = frozenset(
-    f"influence.{key}"
-    for key in """estimator damping damping_mode curvature_examples iterations tolerance inversion
-    uncovered layers""".split()
+    {
+        "influence.curvature_examples",
+        "influence.damping",
+        "influence.damping_mode",
+        "influence.estimator",
+        "influence.inversion",
+        "influence.iterations",
+        "influence.layers",
+        "influence.tolerance",
+        "influence.uncovered",
+    }
 )
 _MEASURED = (
     "rounds/*/influence.json",
