@@ -12,8 +12,10 @@ from ideal_jax.influence.bootstrap import Intervals as Intervals
 from ideal_jax.influence.curvature import GaussNewton as GaussNewton
 from ideal_jax.influence.curvature import Hessian as Hessian
 from ideal_jax.influence.estimators import ESTIMATORS as ESTIMATORS
+from ideal_jax.influence.estimators import needs_of as needs_of
 from ideal_jax.influence.interface import Estimator as Estimator
 from ideal_jax.influence.interface import Fitted as Fitted
+from ideal_jax.influence.interface import Needs as Needs
 from ideal_jax.influence.interface import Setting as Setting
 from ideal_jax.influence.matrix import ENDINGS as ENDINGS
 from ideal_jax.influence.matrix import Diagnostics as Diagnostics

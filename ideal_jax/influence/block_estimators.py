@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ideal_jax.errors import UserError
-from ideal_jax.influence.blocks import fit_blocks, fit_diagonal, whole_diagonal
+from ideal_jax.influence.blocks import Blocks, fit_blocks, fit_diagonal, whole_diagonal
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.problem import other_leaves, require
@@ -23,7 +23,7 @@ def fit_kronecker(setting: Setting, *, refit: bool) -> Fitted:
         progress=setting.progress,
     )
     left_out = other_leaves(setting.params, blocks.damping)
-    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping(), left_out=left_out)
+    return _fitted(blocks, left_out)
 
 
 def fit_fisher_diagonal(setting: Setting) -> Fitted:
@@ -39,7 +39,7 @@ def fit_fisher_diagonal(setting: Setting) -> Fitted:
         options=setting.options,
         progress=setting.progress,
     )
-    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+    return _fitted(blocks)
 
 
 def fit_adam(setting: Setting) -> Fitted:
@@ -50,8 +50,17 @@ def fit_adam(setting: Setting) -> Fitted:
             " model; give it or choose 'fisher_diag'"
         )
     roots = jax.tree.map(jnp.sqrt, setting.second_moment)
-    blocks = whole_diagonal(setting.problem, setting.params, roots, setting.options)
-    return Fitted(blocks, blocks.mean_damping(), blocks.block_damping())
+    return _fitted(whole_diagonal(setting.problem, setting.params, roots, setting.options))
+
+
+def _fitted(blocks: Blocks, left_out: frozenset[str] = frozenset()) -> Fitted:
+    return Fitted(
+        blocks,
+        blocks.mean_damping(),
+        blocks.block_damping(),
+        left_out=left_out,
+        block_curvature=blocks.block_curvature(),
+    )
 
 
 def kronecker_needs(options: Options) -> tuple[str, ...]:

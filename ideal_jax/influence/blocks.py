@@ -15,11 +15,13 @@ from ideal_jax.influence.curvature import regulariser_product, total_weight
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.passes import Placement, accumulate, wide
 from ideal_jax.influence.problem import (
+    CURVATURE,
     Batch,
     LossFn,
     Problem,
     Progress,
     Tree,
+    check_weight,
     leaf_indices,
     leaf_name,
     silent,
@@ -32,7 +34,7 @@ _Spectral = Callable[[jax.Array, _Operation], jax.Array]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("bases", "diagonal", "damping", "kept"),
+    data_fields=("bases", "diagonal", "damping", "kept", "means"),
     meta_fields=("inversion",),
 )
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Blocks:
       damping: absolute λ: [L] of a tapped kernel, [] of an uncovered leaf.
       kept: bool[L] of a tapped kernel: its layers that count as important; None: all do.
       inversion: the rule that λ is used by, see ``influence.inversion``.
+      means: mean curvature of each block, the regulariser's included, shaped as ``damping``.
     """
 
     bases: dict[str, kfac.Basis]
@@ -52,6 +55,7 @@ class Blocks:
     damping: dict[str, jax.Array]
     kept: dict[str, jax.Array] | None = None
     inversion: str = "damped"
+    means: dict[str, jax.Array] | None = None
 
     def denominators(self, name: str) -> jax.Array:
         """By what components in a leaf's eigenbasis are divided, shaped as its eigenvalues."""
@@ -75,10 +79,11 @@ class Blocks:
 
     def block_damping(self) -> dict[str, tuple[float, ...]]:
         """λ of every block: one number per layer of a scanned kernel."""
-        return {
-            name: tuple(np.atleast_1d(jax.device_get(value)).astype(float).tolist())
-            for name, value in self.damping.items()
-        }
+        return _numbers(self.damping)
+
+    def block_curvature(self) -> dict[str, tuple[float, ...]]:
+        """The mean curvature of every block, as ``block_damping``."""
+        return _numbers(self.means or {})
 
 
 def fit_blocks(
@@ -130,6 +135,7 @@ def _fit_group(
         phase="factors",
         progress=progress,
     )
+    check_weight(CURVATURE, float(sums.weight))
     bases = kfac.eigenbasis(problem, placement, sums)
     variances = {name: jnp.var(b.eigenvalues, (1, 2)) for name, b in bases.items()}
     if not refit:
@@ -142,6 +148,13 @@ def _fit_group(
     )
     refitted = {n: b._replace(eigenvalues=squares[n] / sums.weight) for n, b in bases.items()}
     return refitted, variances
+
+
+def _numbers(arrays: dict[str, jax.Array]) -> dict[str, tuple[float, ...]]:
+    return {
+        name: tuple(np.atleast_1d(value).astype(float).tolist())
+        for name, value in jax.device_get(arrays).items()
+    }
 
 
 @functools.cache
@@ -216,13 +229,16 @@ def _fisher_diagonal(
 
 def multiply_blocks(blocks: Blocks, stacked: Tree) -> Tree:
     """(H + λI) v for every v on the leading axis, with the leaves that the blocks have."""
-    return _mapped(blocks, stacked, Placement.of(stacked), _safe_multiply)
+    return mapped(blocks, stacked, Placement.of(stacked), safe_multiply)
 
 
 def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solved:
     """(H + λI)⁻¹ g for every g on the leading axis, with the leaves that the blocks have.
 
-    A scalar whose curvature and damping are both zero (no example touches it) gives zero too.
+    A scalar whose curvature and damping are both zero (no example touches it) gives zero too, and
+    what is cut off gives zero: the residual is the share of the gradient that lies there, and the
+    rounding of the rotations, which grows with the largest denominator over the smallest. The
+    inverse is exact otherwise.
     """
     solutions, residuals = solve_stacked(blocks, stacked, Placement.of(stacked))
     residuals = np.asarray(jax.device_get(residuals), np.float64)
@@ -231,7 +247,7 @@ def solve_blocks(blocks: Blocks, stacked: Tree, *, progress: Progress = silent) 
 
 def precondition(blocks: Blocks, stacked: Tree, placement: Placement) -> Tree:
     """The inverse alone, for conjugate gradients; ``placement`` is that of ``stacked``."""
-    return _mapped(blocks, stacked, placement, _safe_divide)
+    return mapped(blocks, stacked, placement, safe_divide)
 
 
 def parts(blocks: Blocks, stacked: Tree) -> dict[str, Tree]:
@@ -263,8 +279,8 @@ def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[
     """``solve_blocks`` with the residuals still on the devices."""
 
     def solve(g: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
-        s = spectral(g, _safe_divide)
-        left = spectral(s, _safe_multiply) - g
+        s = spectral(g, safe_divide)
+        left = spectral(s, safe_multiply) - g
         return s, jax.vmap(trees.dot)(left, left)
 
     solutions, left = _by_block(blocks, stacked, placement, solve)
@@ -274,7 +290,7 @@ def solve_stacked(blocks: Blocks, stacked: Tree, placement: Placement) -> tuple[
 
 
 @functools.partial(jax.jit, static_argnames=("placement", "operation"))
-def _mapped(blocks: Blocks, stacked: Tree, placement: Placement, operation: _Operation) -> Tree:
+def mapped(blocks: Blocks, stacked: Tree, placement: Placement, operation: _Operation) -> Tree:
     """``operation(components, denominators)`` in every block's eigenbasis."""
 
     def fn(v: jax.Array, spectral: _Spectral) -> tuple[jax.Array, jax.Array]:
@@ -341,11 +357,13 @@ def _rotated(
     return columns(kfac.on_inputs(columns(v), jnp.swapaxes(q_a, -1, -2)))
 
 
-def _safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_multiply(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x · by, and 0 where ``by`` is infinite: what was cut off."""
     return jnp.where(jnp.isfinite(by), x * jnp.where(jnp.isfinite(by), by, 1), 0)
 
 
-def _safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x / by, and 0 where ``by`` is not positive."""
     return jnp.where(by > 0, x / jnp.where(by > 0, by, 1), 0)
 
 
@@ -374,12 +392,15 @@ def with_damping(
         shift = jnp.mean(smooth[name].reshape(basis.eigenvalues.shape), (1, 2), keepdims=True)
         return basis._replace(eigenvalues=basis.eigenvalues + shift)
 
+    means = {n: jnp.mean(b.eigenvalues, (1, 2)) for n, b in bases.items()}
+    means |= {n: jnp.mean(d) for n, d in diagonal.items()}
+    bases = {n: with_smooth(n, b) for n, b in bases.items()}
     return Blocks(
-        bases={n: with_smooth(n, b) for n, b in bases.items()},
+        bases=bases,
         diagonal={n: d + smooth[n] for n, d in diagonal.items()},
-        damping={n: amount(jnp.mean(b.eigenvalues, (1, 2))) for n, b in bases.items()}
-        | {n: amount(jnp.mean(d)) for n, d in diagonal.items()},
+        damping={n: amount(mean) for n, mean in means.items()},
         inversion=options.inversion,
+        means={n: mean + jnp.mean(smooth[n]) for n, mean in means.items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax
 from ideal_jax.errors import UserError
 from ideal_jax.influence.block_estimators import kronecker_needs
 from ideal_jax.influence.blocks import Blocks, fit_blocks, precondition
+from ideal_jax.influence.checks import refuse_not_finite
 from ideal_jax.influence.curvature import (
     GaussNewton,
     Hessian,
@@ -20,7 +22,7 @@ from ideal_jax.influence.curvature import (
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.options import Options
 from ideal_jax.influence.passes import Placement
-from ideal_jax.influence.problem import Problem, Progress, Tree, require, silent
+from ideal_jax.influence.problem import CURVATURE, Problem, Progress, Tree, require, silent
 from ideal_jax.influence.solve import Solved, conjugate_gradients, smallest_ritz_value
 
 # How far above the smallest eigenvalue found the damping is kept, in units of that eigenvalue: the
@@ -66,6 +68,8 @@ def fit_hessian(setting: Setting) -> Fitted:
     smallest = smallest_ritz_value(
         bare.multiply, start, options.iterations, progress=setting.progress
     )
+    if not math.isfinite(smallest):
+        refuse_not_finite(problem, setting.params, CURVATURE, setting.batches)
     damping = max(wanted, -_MARGIN * smallest)
     preconditioner = None
     if isinstance(problem, Problem):
@@ -111,6 +115,14 @@ def _absolute(problem: Problem, setting: Setting, weight: float) -> float:
         key=jax.random.split(setting.key)[1],
         progress=setting.progress,
     )
+    if not math.isfinite(mean):
+        refuse_not_finite(problem, setting.params, CURVATURE, setting.batches)
+    if mean <= 0 and problem.regulariser is None:
+        raise UserError(
+            f"the Gauss-Newton matrix of {CURVATURE} is 0 on average ({mean:g}), and with it a"
+            " relative damping: nothing is known of the curvature; give other examples, or"
+            " influence.damping_mode=absolute"
+        )
     return options.damping * mean
 
 

@@ -16,14 +16,18 @@ import jax.numpy as jnp
 from ideal_jax import trees
 from ideal_jax.influence.passes import Placement, accumulate, cast_like, wide
 from ideal_jax.influence.problem import (
+    CURVATURE,
     Batch,
     LossFn,
     Problem,
     Progress,
     Tree,
+    check_weight,
     example_loss,
     silent,
 )
+
+PROBES = 32  # random directions that tell the trace
 
 
 class GaussNewton(NamedTuple):
@@ -72,7 +76,7 @@ class Hessian(NamedTuple):
         placement = Placement.of(self.params)
         loss_fn = example_loss(self.problem)
         total = accumulate(
-            lambda batch: _hessian_sum(loss_fn, placement, self.params, vectors, batch),
+            lambda batch: hessian_sum(loss_fn, placement, self.params, vectors, batch),
             self.batches,
             phase="curvature product",
         )
@@ -82,11 +86,17 @@ class Hessian(NamedTuple):
 
 
 def total_weight(problem: Problem | LossFn, params: Tree, batches: Sequence[Batch]) -> float:
-    """W = Σ w(x) over the batches."""
+    """W = Σ w(x) over the batches.
+
+    Raises:
+      UserError: it is 0.
+    """
     placement, loss_fn = Placement.of(params), example_loss(problem)
-    return float(
+    weight = float(
         accumulate(lambda b: _weight_sum(loss_fn, placement, params, b), batches, phase="curvature")
     )
+    check_weight(CURVATURE, weight)
+    return weight
 
 
 def mean_eigenvalue(
@@ -96,7 +106,7 @@ def mean_eigenvalue(
     weight: float,
     *,
     key: jax.Array,
-    probes: int = 32,
+    probes: int = PROBES,
     progress: Progress = silent,
 ) -> float:
     """trace(GGN) / P by Hutchinson's estimator with Rademacher probes.
@@ -158,9 +168,10 @@ def _output_product(problem: Problem, out: Tree, batch: Batch, out_dot: Tree) ->
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "placement"))
-def _hessian_sum(
+def hessian_sum(
     loss_fn: LossFn, placement: Placement, params: Tree, vectors: Tree, batch: Batch
 ) -> Tree:
+    """Σ_x ∇²ℓ v over one batch, for every v on the leading axis of ``vectors``."""
     gradient = jax.grad(lambda p: jnp.sum(wide(loss_fn(p, batch)[0])))
 
     def product(vector: Tree) -> Tree:

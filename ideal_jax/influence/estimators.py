@@ -17,7 +17,7 @@ import numpy as np
 from ideal_jax.errors import UserError
 from ideal_jax.influence import block_estimators, cg_estimators, official
 from ideal_jax.influence.blocks import parts, solve_blocks
-from ideal_jax.influence.interface import Estimator, Fitted, Setting
+from ideal_jax.influence.interface import Estimator, Fitted, Needs, Setting
 from ideal_jax.influence.problem import Progress, Tree, silent
 from ideal_jax.influence.solve import Solved
 
@@ -33,23 +33,60 @@ def _solve_identity(state: Any, stacked: Tree, *, progress: Progress = silent) -
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "identity": Estimator(_fit_identity, _solve_identity),
-    "adam": Estimator(block_estimators.fit_adam, solve_blocks),
-    "fisher_diag": Estimator(block_estimators.fit_fisher_diagonal, solve_blocks),
+    "identity": Estimator(Needs(), _fit_identity, _solve_identity),
+    "adam": Estimator(Needs(second_moment=True), block_estimators.fit_adam, solve_blocks),
+    "fisher_diag": Estimator(
+        Needs(diagonal="all"), block_estimators.fit_fisher_diagonal, solve_blocks
+    ),
     "kfac": Estimator(
-        functools.partial(block_estimators.fit_kronecker, refit=False), solve_blocks, parts
+        Needs(kronecker=1, diagonal="kept", rotations=2, covered="drop", parts=True),
+        functools.partial(block_estimators.fit_kronecker, refit=False),
+        solve_blocks,
+        parts,
     ),
     "ekfac": Estimator(
-        functools.partial(block_estimators.fit_kronecker, refit=True), solve_blocks, parts
+        Needs(kronecker=2, diagonal="kept", rotations=2, covered="drop", parts=True),
+        functools.partial(block_estimators.fit_kronecker, refit=True),
+        solve_blocks,
+        parts,
     ),
-    "ggn_cg": Estimator(cg_estimators.fit_gauss_newton, cg_estimators.solve),
-    "hessian_cg": Estimator(cg_estimators.fit_hessian, cg_estimators.solve),
-    "official": Estimator(official.fit, official.solve, domain_mean=True),
+    "ggn_cg": Estimator(
+        Needs(kronecker=2, diagonal="uncovered", product="gauss_newton", rotations=1),
+        cg_estimators.fit_gauss_newton,
+        cg_estimators.solve,
+    ),
+    "hessian_cg": Estimator(
+        Needs(
+            kronecker=2,
+            diagonal="uncovered",
+            product="hessian",
+            smallest_eigenvalue=True,
+            rotations=1,
+        ),
+        cg_estimators.fit_hessian,
+        cg_estimators.solve,
+    ),
+    "official": Estimator(
+        Needs(kronecker=1, batch_gradients=1, rotations=1, covered="always"),
+        official.fit,
+        official.solve,
+        domain_mean=True,
+    ),
 }
 
 
 # Not an inverse of a curvature: needs the whole run (``influence.metagradient``).
 METAGRADIENT = "metagradient"
+
+
+def needs_of(name: str) -> Needs:
+    """What the estimator of that name takes.
+
+    Raises:
+      UserError: there is none.
+    """
+    check_name(name)
+    return Needs(run=True) if name == METAGRADIENT else ESTIMATORS[name].needs
 
 
 def check_name(name: str, key: str = "influence.estimator") -> None:

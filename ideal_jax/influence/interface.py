@@ -1,5 +1,6 @@
 """What every curvature estimator is: fitted to batches, then solved with."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,8 @@ class Fitted(NamedTuple):
       smallest_eigenvalue: of H before damping, where it was looked for.
       left_out: names of the parameters along which no solution goes: right-hand sides and
         solutions have None for them.
+      block_curvature: mean curvature of each block, as ``block_damping``; {} where the estimator
+        has no blocks or multiplies by them.
     """
 
     state: Any
@@ -49,6 +52,7 @@ class Fitted(NamedTuple):
     block_damping: dict[str, tuple[float, ...]]
     smallest_eigenvalue: float | None = None
     left_out: frozenset[str] = frozenset()
+    block_curvature: dict[str, tuple[float, ...]] = {}  # noqa: RUF012 (never changed)
 
 
 class Solve(Protocol):
@@ -58,10 +62,64 @@ class Solve(Protocol):
         """(H + λI)⁻¹ g for every g on the leading axis of ``stacked``."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What an estimator takes, said once: prices, plans and checks read it here.
+
+    Attributes:
+      kronecker: passes over the curvature examples with taps on the dense layers: 1 for the
+        factors, 2 with the eigenvalues of every example's gradient in their basis.
+      batch_gradients: passes that take a batch's gradient into that basis.
+      diagonal: the leaves of which a pass squares every example's gradient: "" none, "kept" those
+        outside the taps if ``Options.uncovered`` keeps them, "uncovered" these whatever it says,
+        or "all".
+      product: the exact curvature that conjugate gradients multiply by, up to
+        ``Options.iterations`` times for each right-hand side and once for its residual:
+        "gauss_newton", "hessian", or "" for a solution in closed form.
+      smallest_eigenvalue: it is looked for by ``Options.iterations`` products with one vector.
+      rotations: how often a right-hand side goes into the eigenbasis and back: with ``product``
+        each time, and for its preconditioner.
+      covered: when gradients and solutions have the tapped kernels alone: "" never, "drop" if
+        ``Options.uncovered`` says so, "always".
+      parts: whether solutions have parts that are scored beside them.
+      second_moment: v̂ of the optimizer.
+      run: the training, not a checkpoint: nothing else of this list.
+    """
+
+    kronecker: int = 0
+    batch_gradients: int = 0
+    diagonal: str = ""
+    product: str = ""
+    smallest_eigenvalue: bool = False
+    rotations: int = 0
+    covered: str = ""
+    parts: bool = False
+    second_moment: bool = False
+    run: bool = False
+
+    @property
+    def training(self) -> bool:
+        """Whether a checkpoint does not have what it takes."""
+        return self.second_moment or self.run
+
+    def squares(self, uncovered: str) -> bool:
+        """Whether there is a pass of squared gradients with this ``Options.uncovered``."""
+        return bool(self.diagonal) and not (self.diagonal == "kept" and uncovered == "drop")
+
+    def covered_only(self, uncovered: str) -> bool:
+        """Whether gradients and solutions leave out what is outside the tapped layers."""
+        return self.covered == "always" or (self.covered == "drop" and uncovered == "drop")
+
+    def trace(self, options: Any) -> bool:
+        """Whether the mean eigenvalue of the Gauss-Newton matrix is estimated for λ."""
+        return bool(self.product) and options.damping_mode == "relative" and options.damping > 0
+
+
 class Estimator(NamedTuple):
     """One approximation of the curvature.
 
     Attributes:
+      needs: what it takes.
       fit: the curvature in a setting.
       solve: with what ``fit`` gives.
       parts: ``(state, solutions) -> {name: part}`` where solutions have parts: "all" is what
@@ -69,6 +127,7 @@ class Estimator(NamedTuple):
       domain_mean: whether a domain counts by its mean instead of its sum, which drops its size.
     """
 
+    needs: Needs
     fit: Callable[[Setting], Fitted]
     solve: Solve
     parts: Callable[[Any, Tree], dict[str, Tree]] | None = None

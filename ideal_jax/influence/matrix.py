@@ -17,6 +17,7 @@ import numpy as np
 
 from ideal_jax.errors import UserError
 from ideal_jax.influence.bootstrap import Intervals, intervals
+from ideal_jax.influence.checks import check_fitted, check_matrix
 from ideal_jax.influence.estimators import check_inversion, find_estimator
 from ideal_jax.influence.interface import Estimator, Setting
 from ideal_jax.influence.options import Options
@@ -197,7 +198,9 @@ def estimate(
       progress: called with (phase, done, total): 0 first, and total when its results are there.
 
     Raises:
-      UserError: an unknown estimator, a piece the problem lacks, or a sample that is too small.
+      UserError: an unknown estimator, a piece the problem lacks, a sample that is too small or has
+        no weight, a loss or a derivative that is not finite, a gradient where the curvature is 0,
+        or a solve, of either side, whose residual is 1 or more.
     """
     chosen = find_estimator(estimator)
     check_inversion(estimator, options.inversion)
@@ -207,8 +210,9 @@ def estimate(
     v = _reference_weights(references, weights)
     key = jax.random.key(0) if key is None else key
     fitted = chosen.fit(Setting(problem, params, curvature, key, options, second_moment, progress))
+    check_fitted(problem, params, curvature, fitted)
     chunk = tangents or max(len(references), len(domains))
-    solver = Solver(problem, params, chosen, fitted.state, chunk, fitted.left_out, progress)
+    solver = Solver(problem, params, estimator, chosen, options, curvature, fitted, chunk, progress)
 
     centred = centred and not chosen.domain_mean
     z = float(statistics.NormalDist().inv_cdf((1 + confidence) / 2))
@@ -249,6 +253,7 @@ def estimate(
         solve_residual=side.residuals,
         centred=centred,
     )
+    check_matrix(matrix)
     return matrix, Diagnostics(
         scores=side.scores,
         reference_loss=side.loss,

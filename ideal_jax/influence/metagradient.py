@@ -180,8 +180,18 @@ def metagradient_matrix(
     There is no sampling of training examples, so the error is the references' alone (0 in reverse
     mode, which does not measure it), and no damping and no solve. Centring is built in: weighing
     all domains alike changes no step, so how much "train more" there was is not known (NaN).
+
+    Raises:
+      UserError: a derivative is not finite.
     """
     matrix, v = replayed.matrix, np.asarray(weights)
+    if not np.isfinite(matrix).all():
+        i, j = np.argwhere(~np.isfinite(matrix))[0]
+        raise UserError(
+            f"metagradient: the derivative of reference '{references[i]}' by domain '{domains[j]}'"
+            " is not finite: the run's own derivative overflows; train fewer steps or choose"
+            " another influence.estimator"
+        )
     none = np.zeros_like(matrix)
     variance = none if replayed.variance_reference is None else replayed.variance_reference
     return InfluenceMatrix(

@@ -21,13 +21,16 @@ import numpy as np
 
 from ideal_jax.influence import kfac
 from ideal_jax.influence.blocks import Blocks, multiply_blocks
+from ideal_jax.influence.checks import all_finite, refuse_not_finite
 from ideal_jax.influence.interface import Fitted, Setting
 from ideal_jax.influence.passes import Placement, accumulate
 from ideal_jax.influence.problem import (
+    CURVATURE,
     Batch,
     Problem,
     Progress,
     Tree,
+    check_weight,
     leaf_name,
     other_leaves,
     require,
@@ -54,13 +57,16 @@ def fit(setting: Setting) -> Fitted:
         phase="factors",
         progress=setting.progress,
     )
+    check_weight(CURVATURE, float(sums.weight))
     bases = kfac.eigenbasis(problem, placement, sums)
     squares = accumulate(
-        lambda b: _batch_squares(problem, bases, setting.params, b),
+        lambda b: batch_squares(problem, bases, setting.params, b),
         setting.batches,
         phase="eigenvalues",
         progress=setting.progress,
     )
+    if not all_finite(squares):
+        refuse_not_finite(problem, setting.params, CURVATURE, setting.batches)
     count = len(setting.batches)
     transposed = {
         name: basis._replace(
@@ -83,9 +89,11 @@ def solve(state: Blocks, stacked: Tree, *, progress: Progress = silent) -> Solve
 
 
 @functools.partial(jax.jit, static_argnames="problem")
-def _batch_squares(
+def batch_squares(
     problem: Problem, bases: dict[str, kfac.Basis], params: Tree, batch: Batch
 ) -> dict[str, jax.Array]:
+    """The squares of a batch's mean gradient in the transposed basis, [L, I, O] by kernel."""
+
     def mean(p: Tree) -> jax.Array:
         l_B, w_B = problem.example_loss(p, batch)
         return jnp.sum(l_B) / jnp.sum(w_B)

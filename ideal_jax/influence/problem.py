@@ -11,6 +11,7 @@ from ideal_jax.taps import Tap
 
 Tree = Any
 Batch = Any
+CURVATURE = "the curvature batches"  # how errors name that set
 LossFn = Callable[[Tree, Batch], tuple[jax.Array, jax.Array]]
 Progress = Callable[[str, int, int], None]
 
@@ -161,6 +162,19 @@ def require(problem: Problem | LossFn, estimator: str, *pieces: str) -> Problem:
                 " another estimator"
             )
     return problem
+
+
+def check_weight(what: str, weight: float) -> None:
+    """Whether a set has examples that count.
+
+    Raises:
+      UserError: all its weights are 0.
+    """
+    if weight <= 0:  # NaN is another mistake
+        verb = "have" if what == CURVATURE else "has"
+        raise UserError(
+            f"{what} {verb} no supervised weight: all w(x) are 0; give examples with targets"
+        )
 
 
 def leaf_name(path: Any) -> str:

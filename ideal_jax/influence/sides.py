@@ -5,22 +5,33 @@ solutions, and forgets them: no more than a chunk of solutions exists, unless th
 more examples later.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ideal_jax.errors import UserError
-from ideal_jax.influence.interface import Estimator
+from ideal_jax.influence.checks import (
+    all_finite,
+    blame_losses,
+    check_covered,
+    check_solved,
+    refuse_not_finite,
+)
+from ideal_jax.influence.interface import Estimator, Fitted
+from ideal_jax.influence.options import Options
 from ideal_jax.influence.passes import Placement, combine, split, stack
 from ideal_jax.influence.problem import (
+    CURVATURE,
+    Batch,
     LossFn,
     Problem,
     Progress,
     Sample,
     Tree,
+    check_weight,
     example_loss,
 )
 from ideal_jax.influence.ratio import mixing
@@ -31,21 +42,38 @@ from ideal_jax.influence.scores import (
     mean_gradient,
     without,
 )
+from ideal_jax.influence.solve import Solved
 
 
 class Solver(NamedTuple):
     """A fitted estimator and what both sides share; ``chunk`` right-hand sides at a time.
 
-    Right-hand sides and solutions have None for the parameters of ``left_out``.
+    Right-hand sides and solutions have None for the parameters that the fit leaves out.
     """
 
     problem: Problem | LossFn
     params: Tree
+    name: str
     estimator: Estimator
-    state: Any
+    options: Options
+    curvature: Sequence[Batch]
+    fitted: Fitted
     chunk: int
-    left_out: frozenset[str]
     progress: Progress
+
+    def solve(self, kind: str, names: Sequence[str], stacked: Tree) -> Solved:
+        """(H + λI)⁻¹ g for the gradients of these references or domains.
+
+        Raises:
+          UserError: a gradient where there is no curvature, or a solve that failed.
+        """
+        check_covered(self.fitted.block_curvature, kind, names, stacked)
+        solved = self.estimator.solve(self.fitted.state, stacked, progress=self.progress)
+        if not np.isfinite(solved.residuals).all():
+            # The gradients are finite. Damping cures what only overflows.
+            blame_losses(self.problem, self.params, CURVATURE, self.curvature)
+        check_solved(self.name, self.estimator.needs, self.options, kind, names, solved)
+        return solved
 
 
 class Solutions(NamedTuple):
@@ -116,12 +144,12 @@ def reference_solutions(
         losses = np.array([mean.loss for mean in means])
         gradients = stack([mean.gradient for mean in means], placement)
         del means
-        solved = solver.estimator.solve(solver.state, gradients, progress=solver.progress)
+        solved = solver.solve("reference", part, gradients)
         del gradients
         facts = losses, solved.residuals, solved.iterations
         found = {"all": solved.solutions}
         if solver.estimator.parts is not None:
-            found = solver.estimator.parts(solver.state, solved.solutions)
+            found = solver.estimator.parts(solver.fitted.state, solved.solutions)
         del solved  # what is not scored is not held meanwhile
         trees = [found.pop("all")]
         names_of_parts, share = tuple(found), v[None, start : start + len(part)]
@@ -143,7 +171,7 @@ def training_side(
         size, names = len(solved.loss), solved.parts
         facts.append((solved.loss, solved.residuals, solved.iterations))
         for name, sample in domains.items():
-            x = _scores(solver, solved.tangents, sample, "training scores")
+            x = _scores(solver, "domain", name, sample, solved.tangents, "training scores")
             chunks[name].append(Scores(x.scores[:size], x.weights))
             by_part[name] = by_part.get(name, 0) + x.scores[size:]
     loss, residuals, iterations = map(np.concatenate, zip(*facts, strict=True))
@@ -187,12 +215,14 @@ def reference_side(
     residuals: list[np.ndarray] = []
     while sum(map(len, residuals)) < len(domains):
         part, derivatives = split(derivatives, solver.chunk, placement)
-        solved = solver.estimator.solve(solver.state, part, progress=solver.progress)
+        start = sum(map(len, residuals))
+        solved = solver.solve("domain", list(domains)[start : start + solver.chunk], part)
         residuals.append(solved.residuals)
         del part  # what is not scored is not held meanwhile
         for name, sample in references.items():
-            chunks[name].append(_scores(solver, solved.solutions, sample, "reference scores"))
-            _refuse_weightless("reference", name, chunks[name][-1].weights.sum())
+            x = _scores(solver, "reference", name, sample, solved.solutions, "reference scores")
+            check_weight(f"reference '{name}'", x.weights.sum())
+            chunks[name].append(x)
     return ReferenceSide(
         scores={
             name: Scores(-np.vstack([x.scores for x in parts]), parts[0].weights)
@@ -204,7 +234,7 @@ def reference_side(
 
 def _placement(solver: Solver) -> Placement:
     """Of right-hand sides and solutions."""
-    return Placement.of(without(solver.params, solver.left_out)).stacked()
+    return Placement.of(without(solver.params, solver.fitted.left_out)).stacked()
 
 
 def _weight(sample: Sample, mean: MeanGradient) -> float:
@@ -213,24 +243,28 @@ def _weight(sample: Sample, mean: MeanGradient) -> float:
 
 
 def _mean(solver: Solver, kind: str, name: str, sample: Sample) -> MeanGradient:
+    """The mean gradient of a set that has weight, all of it finite."""
     mean = mean_gradient(
         example_loss(solver.problem),
         solver.params,
         sample,
-        left_out=solver.left_out,
+        left_out=solver.fitted.left_out,
         phase=f"{kind} gradients",
         progress=solver.progress,
     )
-    _refuse_weightless(kind, name, mean.weight)
+    check_weight(f"{kind} '{name}'", mean.weight)
+    if not (math.isfinite(mean.loss) and all_finite(mean.gradient)):
+        refuse_not_finite(solver.problem, solver.params, f"{kind} '{name}'", sample.batches)
     return mean
 
 
-def _refuse_weightless(kind: str, name: str, weight: float) -> None:
-    if not weight > 0:
-        raise UserError(f"{kind} '{name}' has no supervised weight: all its w(x) are 0")
-
-
-def _scores(solver: Solver, tangents: Tree, sample: Sample, phase: str) -> Scores:
-    return example_scores(
+def _scores(
+    solver: Solver, kind: str, name: str, sample: Sample, tangents: Tree, phase: str
+) -> Scores:
+    """Scores of a set along the tangents, all of them finite."""
+    found = example_scores(
         solver.problem, solver.params, tangents, sample, phase=phase, progress=solver.progress
     )
+    if not (np.isfinite(found.scores).all() and np.isfinite(found.weights).all()):
+        refuse_not_finite(solver.problem, solver.params, f"{kind} '{name}'", sample.batches)
+    return found

@@ -90,6 +90,9 @@ def smallest_ritz_value(
       multiply: as for ``conjugate_gradients``; gets stacks of one tree.
       start: one tree, not stacked, not zero.
       iterations: the most products.
+
+    Returns:
+      NaN where a product is not finite.
     """
     vector = jax.tree.map(lambda x: x[None], start)
     vector = trees.scale(vector, 1 / _norms(vector)[0])
@@ -102,6 +105,8 @@ def smallest_ritz_value(
         diagonal.append(float(_dots(vector, product)[0]))
         product = trees.add(trees.add(product, vector, -diagonal[-1]), previous, -beta)
         beta = float(_norms(product)[0])
+        if not np.isfinite(beta):
+            return float("nan")
         if done == iterations or beta <= 1e-6 * max(map(abs, diagonal)):
             break  # or: the space that ``start`` spans is exhausted
         off.append(beta)

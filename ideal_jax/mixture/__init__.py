@@ -7,6 +7,8 @@ from ideal_jax.mixture.choice import half_width as half_width
 from ideal_jax.mixture.choice import paired_difference as paired_difference
 from ideal_jax.mixture.plan import MixturePlan as MixturePlan
 from ideal_jax.mixture.plan import permutation as permutation
+from ideal_jax.mixture.state import FAILED_RESIDUAL as FAILED_RESIDUAL
+from ideal_jax.mixture.state import ROUGH_RESIDUAL as ROUGH_RESIDUAL
 from ideal_jax.mixture.state import InfluenceMatrix as InfluenceMatrix
 from ideal_jax.mixture.state import MixtureState as MixtureState
 from ideal_jax.mixture.update import bounded as bounded

@@ -4,6 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Of a solve's residual ‖(H+λ)s − g‖ / ‖g‖. From 1 on, less what rounding takes from it, the
+# solution is no better than none, and nothing may be decided by it.
+FAILED_RESIDUAL = 0.999
+# Above this a matrix is too rough to be shown without a word.
+ROUGH_RESIDUAL = 0.1
+
 
 class MixtureState(NamedTuple):
     """The mixture of one round.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ideal_jax.errors import UserError
-from ideal_jax.mixture.state import InfluenceMatrix, MixtureState
+from ideal_jax.mixture.state import FAILED_RESIDUAL, InfluenceMatrix, MixtureState
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _TINY = 1e-9  # of an example: what sums of floats are off by
@@ -23,7 +23,12 @@ def proposal(alpha: np.ndarray, step: float) -> np.ndarray:
 
 
 def is_settled(influence: InfluenceMatrix) -> bool:
-    """No |α_j| exceeds its 95 % error: nothing is known to be worth changing."""
+    """No |α_j| exceeds its 95 % error: nothing is known to be worth changing.
+
+    Raises:
+      UserError: a solve behind the influence failed.
+    """
+    _refuse_failed(influence)
     return bool(np.all(np.abs(influence.alpha) <= Z95 * influence.alpha_stderr))
 
 
@@ -53,14 +58,15 @@ def update(
       what the rounding of its ``counts`` takes away.
 
     Raises:
-      UserError: other domains, a step outside (0, 1), an α that is not finite, or bounds that
-        leave no room for a change or for the total.
+      UserError: other domains, a step outside (0, 1), a solve that failed, an α that is not finite,
+        or bounds that leave no room for a change or for the total.
     """
     if influence.domains != state.names:
         raise UserError(f"influence is of {influence.domains}, the mixture of {state.names}")
     if not 0 < step < 1:
         raise UserError(f"mixture.step={step} is not between 0 and 1")
     check_floor(len(state.names), min_share)
+    _refuse_failed(influence)
     alpha = np.asarray(influence.alpha, np.float64)
     if not np.all(np.isfinite(alpha)):
         raise UserError(f"alpha is {alpha.tolist()}: not finite; raise influence.damping")
@@ -87,6 +93,15 @@ def check_floor(n: int, min_share: float) -> None:
         raise UserError(
             f"mixture.min_share={min_share:g} for each of {n} domains is {n * min_share:.0%} of "
             f"the mixture: nothing could move; set it below 1/{n}"
+        )
+
+
+def _refuse_failed(influence: InfluenceMatrix) -> None:
+    worst = np.max(influence.solve_residual, initial=0.0)
+    if not worst < FAILED_RESIDUAL:
+        raise UserError(
+            f"a solve behind the influence failed: residual {worst:.3g}, where 1 is no better than"
+            " no solution; raise influence.damping, or influence.iterations"
         )
 
 

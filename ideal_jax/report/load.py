@@ -46,6 +46,8 @@ _INFLUENCE = {
     "centred?": bool,
     "common_mode?": float,
     "solve_residual?": [float],
+    "domain_residual?": [float],
+    "remedy?": str,
     "damping?": object,
     "decision?": {"stopped?": bool, "reason?": str},
     "interval?": {"level": float, "alpha_low": [float], "alpha_high": [float]},

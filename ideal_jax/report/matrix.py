@@ -1,14 +1,17 @@
 """The influence section: matrices as heat tables, and sentences that say how to read them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from ideal_jax.mixture import FAILED_RESIDUAL, ROUGH_RESIDUAL
 from ideal_jax.report import figures, formats, rounds
 from ideal_jax.report.load import Round, Run
 
 _Z = 1.959964  # half width of a 95 % interval in standard errors
 _REPLAYED = "metagradient"
 _EXACT = 1e-3  # residual above which a solve is called approximate
+_NO_LIMIT = "raise influence.damping"  # of files that do not say what helps
 
 
 def influence(run: Run) -> list[dict[str, Any]]:
@@ -20,6 +23,26 @@ def influence(run: Run) -> list[dict[str, Any]]:
         for r in run.rounds
         if r.influence is not None
     ]
+
+
+def rough_solves(residuals: Sequence[float], names: Sequence[str], remedy: str | None) -> str:
+    """What to say of solves that left too much; "" if none did.
+
+    Args:
+      residuals: ‖(H+λ)s − g‖ / ‖g‖ of each reference.
+      names: of the references.
+      remedy: what makes the residuals smaller, if that is known.
+    """
+    if not residuals or not max(residuals) > ROUGH_RESIDUAL:
+        return ""
+    worst = max(residuals)
+    rough = sum(x > ROUGH_RESIDUAL for x in residuals)
+    return (
+        f"warning: {rough} of {len(residuals)} solves left more than {ROUGH_RESIDUAL:g} of their"
+        f" right-hand side, at most {worst:.2g} for {names[list(residuals).index(worst)]}: these"
+        " numbers are rough, and their errors do not know it;"
+        f" {remedy or _NO_LIMIT}"
+    )
 
 
 def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
@@ -72,6 +95,7 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         "entries": len(references) * len(domains),
         "example": _example(data),
         "exact": data["estimator"] == _REPLAYED,
+        "warning": _warning(data),
         "facts": _facts(data),
         "errors": _errors(data),
         "layers": [str(layer) for layer in data["layers"] or []],
@@ -85,6 +109,18 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
             f"α, {unit}: left of zero lowers the overall loss",
         ),
     }
+
+
+def _warning(data: dict[str, Any]) -> str:
+    residuals = [x for x in data["solve_residual"] or [] if formats.finite(x)]
+    if len(residuals) != len(data["references"]):
+        return ""
+    if max(residuals) >= FAILED_RESIDUAL:
+        return (
+            f"warning: a solve failed (residual {max(residuals):.2g}, where 1 is no better than no"
+            " solution): these numbers mean nothing"
+        )
+    return rough_solves(residuals, data["references"], data["remedy"])
 
 
 def _kind(value: float, stderr: float) -> str:

@@ -9,13 +9,9 @@ appendix; Chowdhery et al., arXiv 2204.02311, appendix B).
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ideal_jax.influence import Needs, needs_of
+from ideal_jax.influence.curvature import PROBES
 from ideal_jax.models import DecoderConfig
-
-# Kronecker-factored passes over the curvature examples: factors; factors and eigenvalues.
-KRONECKER = {"kfac": 1, "official": 2, "ekfac": 2, "ggn_cg": 2, "hessian_cg": 2}
-_DIAGONAL = ("fisher_diag", "kfac", "ekfac", "ggn_cg", "hessian_cg")
-# Forward passes that one product of its curvature with one vector costs.
-_PRODUCT = {"ggn_cg": 4, "hessian_cg": 6}
 
 
 class Matrix(NamedTuple):
@@ -88,26 +84,103 @@ def model_flops(cfg: DecoderConfig, tokens: float, length: float) -> float:
     return train_flops(cfg, tokens, (length + 1) / 2)
 
 
-def curvature_flops(
+class Examples(NamedTuple):
+    """The examples that a curvature is fitted to.
+
+    Attributes:
+      tokens: T · rows, padding included.
+      length: T.
+      batches: they come in.
+    """
+
+    tokens: float
+    length: float
+    batches: float
+
+
+def fit_flops(
+    cfg: DecoderConfig, needs: Needs, options: Any, x: Examples, matrices: Sequence[Matrix]
+) -> dict[str, float]:
+    """FLOPs of fitting a curvature, by phase; what the estimator does not need is left out.
+
+    A pass with taps is a forward and a backward through the activations alone (as much again), and
+    ``factor_flops``; one that squares gradients a forward and the gradient of its leaves.
+
+    Args:
+      options: the config's influence section.
+      matrices: the dense layers with taps.
+    """
+    found: dict[str, float] = {}
+    if needs.kronecker:
+        tapped = forward_flops(cfg, 2 * x.tokens, x.length)
+        first, both = (factor_flops(matrices, x.tokens, x.length, n) for n in (1, 2))
+        found["curvature"] = tapped + first
+        found["eigen"] = eigen_flops(matrices)
+        if needs.kronecker > 1:
+            found["refit"] = tapped + both - first
+    if needs.batch_gradients:
+        found["refit"] = gradient_flops(cfg, x.length, x.tokens)
+        found["refit"] += x.batches * rotation_flops(matrices, 0.5)
+    if needs.squares(options.uncovered):
+        covered = () if needs.diagonal == "all" else matrices
+        found["diagonal"] = square_flops(cfg, x, covered, sampled=options.fisher == "sampled")
+    if needs.trace(options):
+        each = 2 if cfg.lora is not None else 3  # a forward pass, and its derivative
+        found["trace"] = PROBES * each * forward_flops(cfg, x.tokens, x.length)
+    if needs.smallest_eigenvalue:
+        found["lanczos"] = options.iterations * product_flops(cfg, needs, x, 1)
+    return found
+
+
+def solve_flops(
     cfg: DecoderConfig,
-    length: float,
-    estimator: str,
-    tokens: float,
+    needs: Needs,
+    x: Examples,
     matrices: Sequence[Matrix],
     vectors: float,
-) -> float:
-    """FLOPs of fitting a curvature to ``tokens`` tokens and of its products with ``vectors``.
+    products: float,
+) -> dict[str, float]:
+    """FLOPs of solving for ``vectors`` right-hand sides at one time, by phase.
 
-    A pass for factors is a forward and a backward through the activations alone (as much again),
-    and ``factor_flops``; one for the diagonal is a forward and a backward.
+    Args:
+      products: steps of conjugate gradients; the residual takes one more.
     """
-    forwards = tokens * _PRODUCT.get(estimator, 0) * vectors
-    forwards += tokens * 3 * (estimator in _DIAGONAL)
-    passes = KRONECKER.get(estimator, 0)
-    total = forward_flops(cfg, forwards + tokens * 2 * passes, length)
-    if passes:
-        total += factor_flops(matrices, tokens, length, passes) + eigen_flops(matrices)
-    return total
+    found: dict[str, float] = {}
+    if needs.product:
+        found["product"] = (products + 1) * product_flops(cfg, needs, x, vectors)
+    if needs.rotations:
+        times = products + 1 if needs.product else 1
+        found["solve"] = times * vectors * rotation_flops(matrices, needs.rotations)
+    return found
+
+
+def product_flops(cfg: DecoderConfig, needs: Needs, x: Examples, vectors: float) -> float:
+    """FLOPs of a product of the exact curvature with so many vectors: they share what has no
+    derivative along them.
+
+    Gauss-Newton: a forward pass, and for each vector its derivative and the transpose. Hessian: a
+    gradient, and its derivative along each vector.
+    """
+    forward, trained = forward_flops(cfg, x.tokens, x.length), 2 if cfg.lora is None else 1
+    shared, each = {
+        "gauss_newton": (1, 2 * trained),
+        "hessian": (1 + trained, 2 * trained + 2 * (cfg.lora is None)),
+    }[needs.product]
+    return forward * (shared + each * vectors)
+
+
+def square_flops(
+    cfg: DecoderConfig, x: Examples, covered: Sequence[Matrix], *, sampled: bool
+) -> float:
+    """FLOPs of squaring every example's gradient outside the covered layers; labels that are drawn
+    from the model take a forward pass of their own."""
+    flops = gradient_flops(cfg, x.length, x.tokens, ())
+    if cfg.lora is None:
+        products = forward_flops(cfg, x.tokens, 0) - 2.0 * x.tokens * sum(
+            m.scalars for m in covered
+        )
+        flops += max(products, 0.0)
+    return flops + sampled * forward_flops(cfg, x.tokens, x.length)
 
 
 def factor_flops(matrices: Sequence[Matrix], tokens: float, length: float, passes: int) -> float:
@@ -130,16 +203,14 @@ def eigen_flops(matrices: Sequence[Matrix]) -> float:
     return 9.0 * sum(m.layers * width * block**2 for m in matrices for width, block in m.sides)
 
 
-def solve_flops(matrices: Sequence[Matrix], vectors: float) -> float:
-    """FLOPs of H⁻¹ with its residual: each vector goes into the eigenbasis and back, twice."""
-    each = sum(m.scalars * sum(m.blocks) for m in matrices)
-    return 8.0 * vectors * each
+def rotation_flops(matrices: Sequence[Matrix], rotations: float) -> float:
+    """FLOPs of taking one vector into the eigenbasis and back, so many times."""
+    return 4.0 * rotations * sum(m.scalars * sum(m.blocks) for m in matrices)
 
 
 def left_out(influence: Any) -> bool:
     """Whether gradients and solutions leave out what is outside the tapped layers."""
-    dropped = influence.uncovered == "drop" and influence.estimator in ("kfac", "ekfac")
-    return dropped or influence.estimator == "official"
+    return needs_of(influence.estimator).covered_only(influence.uncovered)
 
 
 def score_flops(

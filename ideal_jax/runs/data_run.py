@@ -19,6 +19,7 @@ from ideal_jax.landing import landing
 from ideal_jax.runs.data_examples import print_examples
 from ideal_jax.runs.data_tables import print_check
 from ideal_jax.runs.data_valid import validate
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.progress import Advance, Reporter
 from ideal_jax.runs.session import data_section, tell_left_out
 from ideal_jax.runs.workdir import WorkDir, write_json
@@ -49,6 +50,7 @@ def data_run(config: Any, workdir: str | pathlib.Path, *, show: int = 0) -> dict
       UserError: bad records (all are listed first), or whatever keeps a run from starting.
     """
     config_lib.check(config)
+    check_influence(config)
     benchmarks = Benchmarks(config.data.benchmarks)
     folder = WorkDir(workdir, config).path
     reporter = Reporter(config.logging.progress)

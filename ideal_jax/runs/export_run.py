@@ -10,6 +10,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.models import lora, save_hf, save_peft
 from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import frozen_folder, init_start
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
 
@@ -18,8 +19,9 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     """Writes the best round of a finished run: see ``export_best``.
 
     Raises:
-      UserError: the run is not finished.
+      UserError: the run is not finished, or the config names what does not exist.
     """
+    check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)
     results = finished(folder, config)

@@ -9,7 +9,8 @@ from ideal_jax.report import write_report
 from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
 from ideal_jax.runs.export_run import export_best
-from ideal_jax.runs.influence_record import influence_of_json
+from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.influence_record import check_solved, influence_of_json, solve_warning
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.results import write_results
 from ideal_jax.runs.session import Session, capability_weights, open_session
@@ -35,6 +36,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     Raises:
       UserError: bad config, data or work directory.
     """
+    check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)
     results, session = finished(folder, config), None
@@ -94,9 +96,12 @@ def run_round(
     if wants_influence:
         if has_influence:
             influence = read_json(influence_file)
+            check_solved(influence, influence_file)
         else:
             influence = influence_round(session, state, plan, trained)
             write_json(influence_file, influence)
+        if told := solve_warning(influence):
+            session.reporter.console.print(f"round {state.round}: {told}", soft_wrap=True)
         matrix = influence_of_json(influence)
         stopped = not last and config.mixture.stop and is_settled(matrix)
         if not stopped:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ideal_jax.influence import ESTIMATORS, Problem, Sample
+from ideal_jax.influence import Problem, Sample, needs_of
 from ideal_jax.influence.kfac import block_width, input_owners
 from ideal_jax.influence.problem import leaf_name
 from ideal_jax.mixture import MixturePlan
@@ -38,13 +38,14 @@ class Price:
         options = session.config.influence
         self._cfg, self._length = session.model.cfg, session.config.data.row_length
         self._packed = session.config.data.max_segments > 1
-        self._name, self._iterations = options.estimator, options.iterations
+        self._needs, self._options = needs_of(options.estimator), options
         self._R, self._n = len(references), len(session.names)
         parts = (options.uncovered == "diagonal") + (options.important < 1)
-        self._parts = parts * (ESTIMATORS[self._name].parts is not None)
+        self._parts = parts * self._needs.parts
         self._chunk = options.tangents or max(self._R, self._n)
         self._held, self._spread = _positions(references), _positions(spread)
-        self._curved = sum(part.positions for part in curvature)
+        curved = sum(part.positions for part in curvature)
+        self._curved = cost.Examples(curved, self._length, sum(map(len, curvature)))
         self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
         self._read = self._matrices if cost.left_out(options) else None
 
@@ -62,22 +63,25 @@ class Price:
     def affordable(self, flops: float) -> float:
         """Training tokens that can be scored for ``flops``; some padding is allowed for."""
         each = self._scores(_PADDING, self._R, self._parts) + self._gradient(_PADDING)
-        return max(flops - self._fixed(self._iterations), 0.0) / each
+        return max(flops - self._fixed(self._options.iterations), 0.0) / each
 
     def _fixed(self, products: int) -> float:
-        vectors = (products + 1.0) * (self._R + self._n)
-        vectors += self._iterations * (self._name == "hessian_cg")
-        cfg, length = self._cfg, self._length
-        total = cost.curvature_flops(cfg, length, self._name, self._curved, self._matrices, vectors)
+        cfg, needs, x, matrices = self._cfg, self._needs, self._curved, self._matrices
+        total = sum(cost.fit_flops(cfg, needs, self._options, x, matrices).values())
+        for size in (*self._chunks(self._R), *self._chunks(self._n)):
+            total += sum(cost.solve_flops(cfg, needs, x, matrices, size, products).values())
         return total + self._gradient(self._held) + self._scores(self._spread, self._n)
+
+    def _chunks(self, vectors: int) -> list[int]:
+        """How many of so many vectors are solved for and scored at one time."""
+        return [min(self._chunk, vectors - start) for start in range(0, vectors, self._chunk)]
 
     def _gradient(self, tokens: float) -> float:
         return cost.gradient_flops(self._cfg, self._length, tokens, self._read)
 
     def _scores(self, tokens: float, solutions: int, parts: int = 0) -> float:
         """Along so many solutions, a chunk at a time, and each chunk's parts."""
-        starts = range(0, solutions, self._chunk)
-        sizes = [min(self._chunk, solutions - start) + parts for start in starts]
+        sizes = [size + parts for size in self._chunks(solutions)]
         how: dict[str, Any] = {"packed": self._packed, "matrices": self._read}
         return sum(cost.score_flops(self._cfg, self._length, tokens, r, **how) for r in sizes)
 

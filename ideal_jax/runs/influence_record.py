@@ -1,12 +1,15 @@
 """An influence matrix as ``influence.json``, and back."""
 
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
 
-from ideal_jax.mixture import InfluenceMatrix, is_settled
+from ideal_jax.errors import UserError
+from ideal_jax.mixture import FAILED_RESIDUAL, InfluenceMatrix, is_settled
 from ideal_jax.mixture.update import Z95
+from ideal_jax.report.matrix import rough_solves
 
 
 def influence_json(matrix: InfluenceMatrix) -> dict[str, Any]:
@@ -51,6 +54,25 @@ def influence_of_json(record: dict[str, Any]) -> InfluenceMatrix:
         solve_residual=np.asarray(record["solve_residual"]),
         centred=record["centred"],
     )
+
+
+def check_solved(record: dict[str, Any], file: pathlib.Path) -> None:
+    """Whether an ``influence.json`` may decide; one of an earlier version may not.
+
+    Raises:
+      UserError: a solve behind it failed.
+    """
+    worst = max((float(x) for x in record["solve_residual"]), default=0.0)
+    if not worst < FAILED_RESIDUAL:
+        raise UserError(
+            f"{file}: its solves failed with a residual of {worst:.3g}, where 1 is no better than"
+            " no solution; remove it to measure again, with another influence.damping"
+        )
+
+
+def solve_warning(record: dict[str, Any]) -> str:
+    """What to say of rough solves; "" if they are good."""
+    return rough_solves(record["solve_residual"], record["references"], record.get("remedy"))
 
 
 def decision(matrix: InfluenceMatrix) -> dict[str, Any]:

@@ -7,15 +7,16 @@ from typing import Any
 import jax
 
 from ideal_jax import sharding
-from ideal_jax.influence import ENDINGS, Diagnostics, Sample, estimate, metagradient
+from ideal_jax.influence import ENDINGS, Diagnostics, Sample, estimate, metagradient, needs_of
+from ideal_jax.influence.checks import remedy
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.estimators import METAGRADIENT
 from ideal_jax.influence.problem import Progress
 from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, update
 from ideal_jax.models import Decoder, forward_mode
 from ideal_jax.models.lora import with_frozen
 from ideal_jax.runs.influence_cost import Price, round_flops
 from ideal_jax.runs.influence_examples import extreme_examples
+from ideal_jax.runs.influence_options import influence_options
 from ideal_jax.runs.influence_record import decision, influence_json
 from ideal_jax.runs.influence_samples import (
     curvature_batches,
@@ -23,7 +24,7 @@ from ideal_jax.runs.influence_samples import (
     reference_samples,
     training_stages,
 )
-from ideal_jax.runs.session import Session, influence_options
+from ideal_jax.runs.session import Session
 from ideal_jax.runs.train_run import (
     Recipe,
     Trained,
@@ -57,7 +58,7 @@ def influence_round(
             clock.tick(phase)
             advance(done, total, phase)
 
-        if options.estimator == METAGRADIENT:
+        if needs_of(options.estimator).run:
             measured = _replayed(session, state, plan, trained, references, order, progress)
         else:
             measured = _estimated(session, state, plan, trained, references, progress)
@@ -98,6 +99,7 @@ def _estimated(
 ) -> tuple[InfluenceMatrix, dict[str, Any]]:
     """By a curvature at the trained parameters."""
     config, options = session.config, session.config.influence
+    needs = needs_of(options.estimator)
     problem = decoder_problem(session.model, options.layers, options.max_factor)
     curvature = list(curvature_batches(session, trained.frozen, state, plan))
     spread = reference_samples(session, trained.frozen, options.spread_examples)
@@ -126,7 +128,7 @@ def _estimated(
         weights=dict(zip(session.names, session.capability_weights, strict=True)),
         key=jax.random.key(config.seed),
         tangents=options.tangents or None,
-        second_moment=_second_moment(session, trained) if options.estimator == "adam" else None,
+        second_moment=_second_moment(session, trained) if needs.second_moment else None,
         progress=progress,
     )
     scored = stages.parts[: diagnostics.stages]
@@ -135,6 +137,8 @@ def _estimated(
         ended = f"influence.budget={options.budget:g} of a training round is spent"
     return matrix, {
         "iterations": diagnostics.iterations.tolist(),
+        "domain_residual": diagnostics.domain_residual.tolist(),
+        "remedy": remedy(needs, influence_options(config)),
         "interval": {
             "level": options.confidence,
             **{key: value.tolist() for key, value in diagnostics.intervals._asdict().items()},

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from ideal_jax import processes
 from ideal_jax.errors import UserError
-from ideal_jax.influence.estimators import METAGRADIENT
+from ideal_jax.influence import needs_of
 from ideal_jax.runs.ideal_run import plan_of
+from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.influence_record import check_solved
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.summary import print_influence
@@ -33,12 +35,13 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
       UserError: no checkpoint, or an estimator that needs more than one.
     """
     estimator = config.influence.estimator
+    check_influence(config)
     if config.model.init == "random":
         raise UserError(
             "--config.model.init=FOLDER is missing: influence is measured at a trained model, such"
             " as rounds/00 of a run or a folder of Hugging Face"
         )
-    if estimator in ("adam", METAGRADIENT):
+    if needs_of(estimator).training:
         raise UserError(
             f"influence.estimator={estimator!r} needs the training itself, which a checkpoint does"
             " not hold; use it in a run, or choose another"
@@ -53,6 +56,7 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
         write_json(file, influence_round(session, session.given, plan, checkpoint))
         processes.barrier("influence")
     record: dict[str, Any] = read_json(file)
+    check_solved(record, file)
     if processes.is_writer():
         print_influence(record, file)
     return record

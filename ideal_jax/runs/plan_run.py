@@ -17,7 +17,7 @@ from ideal_jax.runs.base_model import with_attention
 from ideal_jax.runs.planning import search
 from ideal_jax.runs.planning.aot import compile_program, described_devices
 from ideal_jax.runs.planning.forecast import forecast
-from ideal_jax.runs.planning.memory import USABLE
+from ideal_jax.runs.planning.memory import USABLE, room
 from ideal_jax.runs.planning.programs import programs
 from ideal_jax.runs.planning.setting import Amounts, Setting, read_amounts, read_setting
 from ideal_jax.runs.planning.tables import print_candidates, print_compiled, print_plan
@@ -52,7 +52,15 @@ def plan_run(config: Any, workdir: str | pathlib.Path | None) -> dict[str, Any]:
     best, compiled = _compiled(config, setting, amounts, found, reporter)
     plan = forecast(best, amounts, options.price)
     plan["compiled"] = compiled
-    plan["fits"] = all(row["fits"] for row in compiled) if compiled else plan["fits"]
+    if compiled:
+        # The compiler's word; of phases that were not compiled, the formula's.
+        names = [row["name"] for row in compiled]
+        rest = {name: x for name, x in plan["memory"].items() if name not in names}
+        plan["fits"] = all(row["fits"] for row in compiled)
+        if rest:
+            plan["fits"] = plan["fits"] and room(best, rest).fits
+            told = f"by formula only, not compiled: {', '.join(rest)}"
+            reporter.console.print(told, soft_wrap=True)
     print_plan(reporter.console, plan, options.price)
     if compiled:
         print_compiled(reporter.console, compiled)

@@ -1,6 +1,5 @@
 """What every phase of a run shares: config, devices, data, model."""
 
-import dataclasses
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -13,9 +12,7 @@ from ideal_jax import processes, sharding, training
 from ideal_jax.data import Dataset, prepare, synthetic
 from ideal_jax.data.sources import find_sources, is_built_in
 from ideal_jax.errors import UserError
-from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.estimators import check_inversion, check_name
 from ideal_jax.mixture import MixtureState, check_bounds, check_floor, natural_counts
 from ideal_jax.models import Decoder, abstract_params, forward_mode
 from ideal_jax.runs import cluster
@@ -26,6 +23,7 @@ from ideal_jax.runs.base_model import (
     with_attention,
     without_adapters,
 )
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
 
@@ -114,12 +112,6 @@ def given_counts(config: Any, n: int) -> tuple[int, ...] | None:
     return counts
 
 
-def influence_options(config: Any) -> Options:
-    """The ``influence`` section's choices about curvature."""
-    fields = [field.name for field in dataclasses.fields(Options)]
-    return Options(**{name: config.influence[name] for name in fields})
-
-
 def _given_mixture(config: Any, data: Dataset) -> MixtureState:
     n, rule = len(data.names), config.mixture
     available = np.asarray([len(data.train[name]) for name in data.names], np.int64)
@@ -152,10 +144,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
     for task in config_lib.names(config.eval.tasks):
         config_lib.choice("eval.tasks", task, ("exact_match",))
-    check_name(config.influence.estimator)
-    check_inversion(config.influence.estimator, config.influence.inversion)
-    config_lib.choice("influence.replay", config.influence.replay, ("forward", "reverse"))
-    influence_options(config)
+    check_influence(config)
 
 
 def _check_sizes(data: Dataset) -> None:

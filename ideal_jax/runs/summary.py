@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ideal_jax.report import changes, formats
+from ideal_jax.runs.influence_record import solve_warning
 
 
 def print_summary(results: dict[str, Any], weights: Sequence[float], report: pathlib.Path) -> None:
@@ -107,6 +108,8 @@ def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
     table.add_row("proposed examples", *(f"{count:,}" for count in record["counts"]))
     console = Console(highlight=False)
     console.print(table)
+    if warning := solve_warning(record):
+        console.print(warning, soft_wrap=True)
     console.print("negative: more of the domain lowers the loss", record["decision"]["reason"])
     console.print(f"influence: {file}", soft_wrap=True)
 

@@ -223,6 +223,8 @@ def _train(
             trace=training.traced_steps(config.logging.trace),
             tensorboard=config.logging.tensorboard,
             progress=lambda step, m: advance(step, steps, _note(m)),
+            name=name.removesuffix(": train"),
+            section="base" if name == "base" else "training",
         )
     file = folder / "train.json"
     if processes.agree(file.exists()):

@@ -25,12 +25,14 @@ from ideal_jax.data import example_batches
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import domain_losses
 from ideal_jax.influence.agreement import agreement
-from ideal_jax.influence.estimators import METAGRADIENT, check_name
+from ideal_jax.influence.estimators import METAGRADIENT
 from ideal_jax.mixture import MixturePlan, MixtureState
 from ideal_jax.models import example_losses
 from ideal_jax.report import write_report
 from ideal_jax.runs.evaluate_run import reference_halves
 from ideal_jax.runs.ideal_run import plan_of
+from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.influence_record import check_solved, solve_warning
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.train_run import Recipe, round_recipe, train_round
@@ -52,8 +54,7 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     config_lib.choice("verify.method", options.method, METHODS)
     changes = _changes(options)
     estimators = config_lib.names(options.estimators) or (config.influence.estimator,)
-    for name in estimators:
-        check_name(name, "verify.estimators")
+    check_influence(config)
     # Where a run was before, its own command stays on record.
     known = (pathlib.Path(workdir) / "config.json").exists()
     session = open_session(config, workdir, "" if known else command)
@@ -132,6 +133,9 @@ def _order(
             write_json(file, influence_round(other, state, plan, trained, order))
             processes.barrier(f"{name} {estimator}")
         found = read_json(file)
+        check_solved(found, file)
+        if told := solve_warning(found):
+            session.reporter.console.print(f"{name}, {estimator}: {told}", soft_wrap=True)
         part = {key: np.asarray(found[key])[:, columns].tolist() for key in ("matrix", "stderr")}
         if estimator in estimators:
             predictions[estimator] = part

@@ -16,6 +16,27 @@ from ideal_jax.errors import UserError
 
 _PACKAGES = ("ideal-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
+# Nothing depends on these before influence is measured: where a first solve fails, the same command
+# goes on with other values, and trains nothing again.
+_UNTIL_MEASURED = frozenset(
+    {
+        "influence.curvature_examples",
+        "influence.damping",
+        "influence.damping_mode",
+        "influence.estimator",
+        "influence.inversion",
+        "influence.iterations",
+        "influence.layers",
+        "influence.tolerance",
+        "influence.uncovered",
+    }
+)
+_MEASURED = (
+    "rounds/*/influence.json",
+    "influence/influence.json",
+    "verify/*/*/influence_*.json",
+)
+
 
 class WorkDir:
     """Paths and files of one run.
@@ -105,6 +126,8 @@ class WorkDir:
         if not (self.path / "config.json").exists():
             return
         lines = config_lib.changed(bound_config(self.path), config.to_dict())
+        if not any(found for pattern in _MEASURED for found in self.path.glob(pattern)):
+            lines = [line for line in lines if line.split(":")[0] not in _UNTIL_MEASURED]
         if lines:
             raise UserError(
                 f"--workdir={self.path} belongs to another config ({'; '.join(lines)}); choose "

@@ -63,6 +63,8 @@ def train(
     trace: range = range(0),
     tensorboard: bool = False,
     progress: Progress = lambda step, metrics: None,
+    name: str = "training",
+    section: str = "training",
 ) -> TrainResult:
     """Trains for ``steps`` steps; batch ``s`` is ``batches[s]`` whatever happened before.
 
@@ -80,9 +82,10 @@ def train(
       trace: steps to write a profiler trace of.
       tensorboard: the log also goes to ``tensorboard/`` as event files.
       progress: called with the steps done and the newest metrics.
+      name, section: what errors call this training, and its section of the config.
 
     Raises:
-      UserError: the loss is not finite.
+      UserError: the loss or the gradient of a step is not finite; nothing later is saved.
       Terminated: some process was told to end; a checkpoint of all steps done is saved.
     """
     meter = Meter(mesh, flops)
@@ -92,7 +95,8 @@ def train(
 
     def report(sent: _Sent) -> None:
         """Counts one step when it is finished, logs and shows it."""
-        values = _report(sent, meter, learning_rate)
+        values = _values(sent, name, section)
+        values |= _report(sent, values, meter, learning_rate)
         if sent.step % log_every == 0:
             log.write({"step": sent.step, **values})
         progress(sent.step, values)
@@ -200,15 +204,31 @@ def _finished(metrics: StepMetrics) -> float:
     return time.perf_counter()
 
 
-def _report(sent: _Sent, meter: Meter, learning_rate: Callable[[int], Any]) -> dict[str, float]:
-    """What a step reports, once it is finished, and how fast it was."""
-    finished = sent.finished.result()
-    values = {name: float(x) for name, x in sent.metrics._asdict().items() if name != "told"}
-    if not np.isfinite(values["loss"]):
-        raise UserError(
-            f"the loss is {values['loss']} at step {sent.step}; lower the learning rate or "
-            "clip_norm"
-        )
-    values["learning_rate"] = float(learning_rate(sent.step - 1))
+def _values(sent: _Sent, name: str, section: str) -> dict[str, float]:
+    """What a step reports, once it is finished.
+
+    Raises:
+      UserError: it has ended in parameters that are not finite. A step's loss is that before its
+        update: what the last one does to the parameters is seen in its gradient.
+    """
+    sent.finished.result()
+    values = {key: float(x) for key, x in sent.metrics._asdict().items() if key != "told"}
+    for key, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        if not np.isfinite(values[key]):
+            raise UserError(
+                f"{name}: the {what} is not finite ({values[key]}) at step {sent.step}: the"
+                f" training diverged; lower {section}.learning_rate or training.clip_norm"
+            )
+    return values
+
+
+def _report(
+    sent: _Sent,
+    values: Mapping[str, float],
+    meter: Meter,
+    learning_rate: Callable[[int], Any],
+) -> dict[str, float]:
+    """The learning rate of a finished step and how fast it was."""
     counts = (sent.positions, int(values["tokens"]), int(values["supervised_tokens"]))
-    return values | meter.step(Stamps(*sent.stamps, finished), *counts)
+    stamps = Stamps(*sent.stamps, sent.finished.result())
+    return {"learning_rate": float(learning_rate(sent.step - 1)), **meter.step(stamps, *counts)}

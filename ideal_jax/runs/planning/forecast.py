@@ -27,14 +27,16 @@ def forecast(s: Setting, amounts: Amounts, price: float) -> dict[str, Any]:
     work = train_work(s)
     step = seconds(s, work, e)
     tokens = s.batch * s.length
+    found = phases(s, amounts)
     hours = {
         name: {
             "executions": w.executions,
             "seconds_each": seconds(s, w, e),
             "hours": w.executions * seconds(s, w, e) / 3600,
         }
-        for name, w in phases(s, amounts).items()
+        for name, w in found.items()
     }
+    flops = {name: w.executions * (w.flops + w.exact_flops) * devices for name, w in found.items()}
     total = sum(phase["hours"] for phase in hours.values())
     return {
         "topology": s.topology.name,
@@ -64,6 +66,10 @@ def forecast(s: Setting, amounts: Amounts, price: float) -> dict[str, Any]:
             },
         },
         "phases": hours,
+        "cost": {
+            "train_flops": flops["train"],
+            "influence_flops": sum(x for k, x in flops.items() if k not in ("train", "generate")),
+        },
         "hours": total,
         "chip_hours": total * devices,
         "money": total * devices * price,

@@ -7,6 +7,7 @@ has its parameters gathered and everything that its backward pass needs at hand.
 import math
 from typing import NamedTuple
 
+from ideal_jax.influence import metagradient, needs_of
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import layers
 from ideal_jax.runs.planning.setting import WIDE_BYTES, Amounts, Setting
@@ -125,7 +126,19 @@ def _gathered(s: Setting, *, gradients: bool) -> float:
     return (2 * block + last) * split + (block + last) * (gradients and s.fsdp > 1)
 
 
+def _replay(s: Setting, a: Amounts) -> Bytes:
+    """The metagradient: a training step with states beside it, and what moves with each."""
+    train, mode = train_memory(s), s.influence.replay
+    trained = layers.trained_scalars(s.cfg) / (s.fsdp * s.tensor)
+    states = metagradient.states(mode, a.steps, a.domains, a.domains)
+    held = states * trained * (2 * s.param_bytes + s.moment_bytes)
+    return {**train, "vectors": held, "at work": (1 + a.domains) * train["at work"]}
+
+
 def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
+    needs = needs_of(s.influence.estimator)
+    if needs.run:
+        return {"replay": _replay(s, a)}
     tokens, shards = s.influence_rows * s.length, s.fsdp * s.tensor
     kept = layers.kept_scalars(s.cfg, s.influence) / shards * WIDE_BYTES
     # Attention without a fused kernel takes a piece of the queries at a time, and so does the loss.
@@ -142,8 +155,30 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Bytes]:
             "at work": max(1.5 * wide, 3 * logits),
         }
     }
-    if s.influence.estimator in cost.KRONECKER:
+    if needs.kronecker:
         found |= _curvature(s, a, kept)
+    if needs.squares(s.influence.uncovered):
+        matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
+        covered = 0 if needs.diagonal == "all" else sum(m.scalars for m in matrices)
+        squared = max(layers.trained_scalars(s.cfg) - covered, 0) / shards * WIDE_BYTES
+        found["diagonal"] = {
+            "params": params,
+            "curvature": 2 * squared,
+            "gradients": s.influence_rows * squared,  # of every example
+            "activations": _activations(s, tokens),
+            "gathered": _gathered(s, gradients=False),
+            "at work": max(1.5 * wide, 3 * logits),
+        }
+    if needs.product:
+        found["product"] = {
+            "params": params,
+            # Five stacks of conjugate gradients beside the domains' gradients.
+            "vectors": (5 * a.tangents + a.domains) * kept,
+            "curvature": found["solve"]["curvature"],
+            "activations": _activations(s, tokens),
+            "gathered": _gathered(s, gradients=True),
+            "at work": (1 + a.tangents) * max(1.5 * wide, 3 * logits),
+        }
     # One tangent is scored in forward mode, several in reverse, gathered one at a time.
     saved: Bytes = {}
     if a.tangents > 1:
@@ -171,6 +206,13 @@ def _curvature(s: Setting, a: Amounts, kept: float) -> dict[str, Bytes]:
     moments = max(width * block for m in matrices for width, block in m.sides)
     gradients = s.influence_rows * max(m.inputs * m.outputs for m in matrices)
     largest = max(block for m in matrices for _, block in m.sides)
+    needs = needs_of(s.influence.estimator)
+    refit: dict[str, Bytes] = {}
+    if needs.kronecker > 1 or needs.batch_gradients:
+        refit["refit"] = {
+            **_tapped(s, 2 * gradients),
+            "curvature": done + (spread + 2 * kernels) / groups,
+        }
     return {
         "curvature": {**_tapped(s, moments), "curvature": done + 2 * spread / groups},
         "eigen": {
@@ -178,10 +220,7 @@ def _curvature(s: Setting, a: Amounts, kept: float) -> dict[str, Bytes]:
             "curvature": done + (4 * spread + kernels) / groups,
             "at work": 8.0 * largest**2 * WIDE_BYTES,
         },
-        "refit": {
-            **_tapped(s, 2 * gradients),
-            "curvature": done + (spread + 2 * kernels) / groups,
-        },
+        **refit,
         "solve": {
             "params": _params(s),
             # The domains' gradients and their mixtures; then these and a chunk of solutions.

@@ -14,10 +14,19 @@ from ml_collections import FrozenConfigDict
 
 from ideal_jax import sharding, training
 from ideal_jax.evaluation import make_generate
-from ideal_jax.influence import ESTIMATORS, Options, Problem, kfac
-from ideal_jax.influence.blocks import Blocks, layer_groups, solve_stacked, with_damping
-from ideal_jax.influence.curvature import product_sum
+from ideal_jax.influence import Needs, Options, Problem, kfac, needs_of
+from ideal_jax.influence.blocks import (
+    Blocks,
+    layer_groups,
+    mapped,
+    safe_divide,
+    safe_multiply,
+    solve_stacked,
+    with_damping,
+)
+from ideal_jax.influence.curvature import hessian_sum, product_sum
 from ideal_jax.influence.decoder import decoder_problem
+from ideal_jax.influence.official import batch_squares
 from ideal_jax.influence.passes import Placement
 from ideal_jax.influence.problem import leaf_indices, other_leaves
 from ideal_jax.influence.scores import batch_scores, gradient_sums, without
@@ -25,15 +34,13 @@ from ideal_jax.models import Decoder, abstract_params, decoder_loss, lora
 from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import without_adapters
 
-KRONECKER = ("kfac", "ekfac", "ggn_cg", "hessian_cg")
-
 
 class Program(NamedTuple):
     """A jitted function and what it is called with.
 
     Attributes:
       name: the phase: "train", "generate", "gradient", "curvature", "eigen", "refit", "solve",
-        "product" or "score".
+        "product" or "score"; the others of ``memory.memory`` are judged by formula.
       function: from ``jax.jit``.
       arguments: those of the call; arrays are ``jax.ShapeDtypeStruct``s with shardings.
       classes: what the devices hold while it runs, arguments or not: "params", "optimizer",
@@ -122,6 +129,9 @@ def influence_programs(
 ) -> Iterator[Program]:
     """Gradients, curvature, solve and scores as the config's estimator has them."""
     options, params, frozen = config.influence, held["params"], held["frozen"]
+    needs = needs_of(options.estimator)
+    if needs.run:
+        return
     problem = decoder_problem(model, options.layers, options.max_factor)
     placement, rows = Placement.of(params), _rows(mesh, options.batch_size)
     length = config.data.row_length
@@ -138,25 +148,26 @@ def influence_programs(
     yield Program("gradient", gradient_sums, arguments, kinds, mesh)
 
     kinds = {**held, "batch": abstract_batch(mesh, rows, length, 1)}
-    if options.estimator in KRONECKER:
+    if needs.kronecker:
         chosen = Options(
             max_factor=options.max_factor,
             layer_groups=options.layer_groups,
             uncovered=options.uncovered,
-            fisher=options.fisher,
+            fisher="empirical" if needs.batch_gradients else options.fisher,
         )
-        fitted = yield from _kronecker(
-            problem, chosen, options.estimator, placement, kinds, vectors, mesh
-        )
+        fitted = yield from _kronecker(problem, chosen, needs, placement, kinds, vectors, mesh)
         held = {**held, "curvature": fitted}
         kinds = {**kinds, "curvature": fitted}
-    if options.estimator == "ggn_cg":
+    if needs.product:
         single = lora.with_frozen(kinds["batch"], frozen)
-        arguments = (problem, placement, params, vectors, single)
-        yield Program("product", product_sum, arguments, {**kinds, "vectors": vectors}, mesh)
+        product, of = {
+            "gauss_newton": (product_sum, problem),
+            "hessian": (hessian_sum, problem.example_loss),
+        }[needs.product]
+        arguments = (of, placement, params, vectors, single)
+        yield Program("product", product, arguments, {**kinds, "vectors": vectors}, mesh)
 
-    parts = ESTIMATORS[options.estimator].parts is not None
-    extra = parts * ((options.uncovered == "diagonal") + (options.important < 1))
+    extra = needs.parts * ((options.uncovered == "diagonal") + (options.important < 1))
     along = _stacked(mesh, part, tangents + extra)
     kinds = {**held, "batch": packed, "vectors": along}
     arguments = (problem, placement, params, along, batch)
@@ -180,7 +191,7 @@ def abstract_batch(mesh: Mesh, rows: int, length: int, segments: int) -> dict[st
 def _kronecker(
     problem: Problem,
     options: Options,
-    estimator: str,
+    needs: Needs,
     placement: Placement,
     kinds: dict[str, Any],
     vectors: Any,
@@ -190,7 +201,7 @@ def _kronecker(
     params, batch = kinds["params"], lora.with_frozen(kinds["batch"], kinds["frozen"])
     key = jax.eval_shape(lambda: jax.random.key(0))
     groups = layer_groups(problem, options.layer_groups)
-    refit = estimator != "kfac"
+    refit = needs.kronecker > 1
     bases: dict[str, kfac.Basis] = {}
     found: list[tuple[Program, ...]] = []
     for group in groups:
@@ -198,7 +209,10 @@ def _kronecker(
         factors = _spread(placement, jax.eval_shape(kfac.factor_sums, *start))
         basis = jax.eval_shape(kfac.eigenbasis, group, placement, factors)
         basis = {n: _placed_basis(placement, params, n, b, refit) for n, b in basis.items()}
-        again = (group, options.fisher, placement, basis, params, key, batch)
+        again: tuple[Any, ...] = (group, options.fisher, placement, basis, params, key, batch)
+        squared = kfac.eigenvalue_sums
+        if needs.batch_gradients:
+            again, squared = (group, basis, params, batch), batch_squares
         # Sums over the batches before this one are held beside what it adds.
         before = {**kinds, "curvature": (bases, factors)}
         squares = {name: b.eigenvalues for name, b in basis.items()}
@@ -207,17 +221,20 @@ def _kronecker(
             (
                 Program("curvature", kfac.factor_sums, start, before, mesh),
                 Program("eigen", kfac.eigenbasis, (group, placement, factors), before, mesh),
-                Program("refit", kfac.eigenvalue_sums, again, after, mesh),
+                Program("refit", squared, again, after, mesh),
             )
         )
         bases = {**bases, **basis}
-    names = ("curvature", "eigen", "refit") if refit else ("curvature", "eigen")
-    for place in range(len(names)):
+    for place in range(2 + bool(refit or needs.batch_gradients)):
         yield max((group[place] for group in found), key=_weight)
     blocks = _blocks(problem, options, placement, params, bases)
     kinds = {**kinds, "curvature": blocks, "vectors": vectors}
-    arguments = (blocks, vectors, Placement.of(vectors))
-    yield Program("solve", solve_stacked, arguments, kinds, mesh)
+    arguments: tuple[Any, ...] = (blocks, vectors, Placement.of(vectors))
+    if needs.rotations == 2:
+        yield Program("solve", solve_stacked, arguments, kinds, mesh)
+    else:  # as a preconditioner, or multiplied by
+        operation = safe_divide if needs.product else safe_multiply
+        yield Program("solve", mapped, (*arguments, operation), kinds, mesh)
     return blocks
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
 from ideal_jax.models import DecoderConfig, LoRA, hf_model
+from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.planning.topology import Topology
 from ideal_jax.training.checkpoints import saved_model
 
@@ -96,7 +97,8 @@ class Amounts(NamedTuple):
       trainings, updates: rounds of training and of influence.
       steps: of one training.
       domains: n, also the number of reference sets.
-      scored, references, curvature: tokens per influence estimate.
+      scored, references, spread, curvature: tokens per influence estimate; ``spread`` are the
+        references that are scored.
       tangents: right-hand sides at one time.
       packed: several scored examples share a row.
       generated, prompts: examples and tokens of each of one evaluation.
@@ -108,6 +110,7 @@ class Amounts(NamedTuple):
     domains: int
     scored: float
     references: float
+    spread: float
     curvature: float
     tangents: int
     packed: bool
@@ -120,8 +123,10 @@ def read_setting(config: Any, topology: Topology) -> Setting:
     """The setting that a config describes.
 
     Raises:
-      UserError: a mesh that does not cover the machine, or a batch that it does not divide.
+      UserError: an estimator or option of influence that does not exist, a mesh that does not
+        cover the machine, or a batch that it does not divide.
     """
+    check_influence(config)
     replica, fsdp, tensor = _mesh(config.mesh, topology.devices)
     slices = replica * fsdp * config.training.micro_batches
     if config.training.batch_size % slices:
@@ -167,6 +172,7 @@ def read_amounts(config: Any) -> Amounts:
         domains=domains,
         scored=(options.fraction or 0.5) * examples * mean / PACKED,
         references=domains * min(options.reference_examples, examples) * mean / PACKED,
+        spread=domains * min(options.spread_examples, examples) * mean / PACKED,
         curvature=options.curvature_examples * mean,
         tangents=min(options.tangents or domains, domains),
         packed=config.data.max_segments > 1,

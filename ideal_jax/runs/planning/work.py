@@ -8,6 +8,7 @@ Collectives: bytes that a device receives, (n-1)/n of an array gathered or scatt
 import math
 from typing import NamedTuple
 
+from ideal_jax.influence import metagradient, needs_of
 from ideal_jax.runs import cost
 from ideal_jax.runs.planning import layers
 from ideal_jax.runs.planning.setting import WIDE_BYTES, Amounts, Setting
@@ -72,6 +73,11 @@ def phases(s: Setting, a: Amounts) -> dict[str, Work]:
 
 
 def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
+    needs = needs_of(s.influence.estimator)
+    if needs.run:
+        # A step of the replay counts as so many steps of training.
+        replayed = a.updates * a.steps * metagradient.runs(s.influence.replay, a.domains, a.domains)
+        return {"replay": train_work(s)._replace(executions=replayed)}
     each = s.influence_rows * s.length  # positions of a batch on a device
 
     def batches(tokens: float) -> float:
@@ -79,42 +85,95 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
 
     gradient = _gradient(s, each)
     found = {"gradient": gradient._replace(executions=batches(a.references + a.scored))}
-    matrices = layers.factored(s.cfg, s.influence.layers, s.influence.max_factor)
-    passes = cost.KRONECKER.get(s.influence.estimator, 0)
+    found |= _fit(s, each, batches(a.curvature), a.updates) | _solves(s, a, batches(a.curvature))
+    chunks = math.ceil(a.domains / a.tangents)
+    found["score"] = _scores(s, a, each)._replace(executions=chunks * batches(a.spread + a.scored))
+    return found
+
+
+def _fit(s: Setting, each: float, batches: float, updates: int) -> dict[str, Work]:
+    """The passes over the curvature examples, ``each`` tokens of a batch on a device."""
+    needs, options = needs_of(s.influence.estimator), s.influence
+    matrices = layers.factored(s.cfg, options.layers, options.max_factor)
+    whole = cost.fit_flops(
+        s.cfg, needs, options, cost.Examples(each * s.ways, s.length, 1), matrices
+    )
+    own = cost.fit_flops(s.cfg, needs, options, cost.Examples(each, s.length, 1), matrices)
     # Forward and backward through the activations alone, with the kernels of training.
-    again = layers.repeated_flops(s.cfg, each, seen(s), layers.REPEATED[s.cfg.remat]) / s.tensor
-    groups, split = s.influence.layer_groups, _share(s.topology.devices) * WIDE_BYTES / s.tensor
+    parts, gradient = layers.REPEATED[s.cfg.remat], _gradient(s, each)
+    again = layers.repeated_flops(s.cfg, each, seen(s), parts) / s.tensor
+    tapped = _flops(s, each, seen(s), 2.0) + again
+    groups, split = options.layer_groups, _share(s.topology.devices) * WIDE_BYTES / s.tensor
     first, both = (cost.factor_flops(matrices, each * s.ways, s.length, n) for n in (1, 2))
     # Factors are added up over the devices; bases are gathered, and eigenvalues added up.
     bases = split * sum(m.layers * width * block for m in matrices for width, block in m.sides)
     kernels = split * sum(m.scalars for m in matrices)
+    found: dict[str, Work] = {}
     fits = (("curvature", first, bases), ("refit", both - first, bases + kernels))
-    for name, exact, exchanged in fits[:passes]:
+    for name, exact, exchanged in fits[: needs.kronecker]:
         found[name] = gradient._replace(
-            flops=_flops(s, each, seen(s), 2.0) + again,
+            flops=tapped,
             exact_flops=exact / s.topology.devices / groups,
             fsdp_bytes=2 * _whole_bytes(s) * _share(s.fsdp) + exchanged / groups,
-            executions=batches(a.curvature) * groups,
+            executions=batches * groups,
         )
-    if passes:
+    if needs.batch_gradients:
+        rotated = cost.rotation_flops(matrices, 0.5) / s.topology.devices
+        found["refit"] = gradient._replace(exact_flops=rotated, executions=batches)
+    if needs.kronecker:
         slower = _JACOBI if s.topology.platform == "tpu" else 1.0
-        eigen = slower * cost.eigen_flops(matrices) / s.topology.devices
-        solve = cost.solve_flops(matrices, a.tangents) / s.topology.devices
-        found["eigen"] = Work(exact_flops=eigen, executions=a.updates)
-        # Every kernel gathers its eigenvectors; six times its vectors change hands: on their way in
-        # and out, and between rows and columns there and back for the solution and its residual.
-        devices = s.topology.devices
-        eigenvectors = sum(m.layers * m.basis for m in matrices)
-        vectors = 6 * a.tangents * sum(m.scalars for m in matrices) / devices
-        found["solve"] = Work(
-            exact_flops=solve,
-            fsdp_bytes=WIDE_BYTES * _share(devices) * (eigenvectors + vectors),
-            executions=a.updates * 2 * math.ceil(a.domains / a.tangents),
+        eigen = slower * whole["eigen"] / s.topology.devices
+        found["eigen"] = Work(exact_flops=eigen, executions=updates)
+    if "diagonal" in own:
+        flops = own["diagonal"] / s.tensor + again
+        found["diagonal"] = gradient._replace(flops=flops, executions=batches)
+    if "trace" in own:
+        found["trace"] = _multiple(s, each, own["trace"])._replace(executions=batches)
+    if "lanczos" in own:
+        times = options.iterations
+        found["lanczos"] = _multiple(s, each, own["lanczos"] / times, 1)._replace(
+            executions=times * batches
         )
-    found["score"] = _scores(s, a, each)._replace(
-        executions=math.ceil(a.domains / a.tangents) * batches(a.references + a.scored)
-    )
     return found
+
+
+def _solves(s: Setting, a: Amounts, batches: float) -> dict[str, Work]:
+    """Of both sides, ``a.tangents`` at a time; ``batches`` of curvature in all updates."""
+    needs, options, devices = needs_of(s.influence.estimator), s.influence, s.topology.devices
+    matrices = layers.factored(s.cfg, options.layers, options.max_factor)
+    solves = 2 * math.ceil(a.domains / a.tangents)
+    products = options.iterations + 1 if needs.product else 1
+    found: dict[str, Work] = {}
+    if needs.product:
+        each = s.influence_rows * s.length
+        one = cost.product_flops(s.cfg, needs, cost.Examples(each, s.length, 1), a.tangents)
+        found["product"] = _multiple(s, each, one, a.tangents)._replace(
+            executions=batches * solves * products
+        )
+    if needs.rotations:
+        # Every kernel gathers its eigenvectors; three times its vectors change hands in a rotation:
+        # on their way in and out, and between rows and columns there and back.
+        eigenvectors = sum(m.layers * m.basis for m in matrices)
+        vectors = 3 * needs.rotations * a.tangents * sum(m.scalars for m in matrices) / devices
+        found["solve"] = Work(
+            exact_flops=a.tangents * cost.rotation_flops(matrices, needs.rotations) / devices,
+            fsdp_bytes=WIDE_BYTES * _share(devices) * (eigenvectors + vectors),
+            executions=a.updates * solves * products,
+        )
+    return found
+
+
+def _multiple(s: Setting, tokens: float, flops: float, vectors: int = 0) -> Work:
+    """So many FLOPs of forward passes and their derivatives along ``vectors``."""
+    forward = _pass(s, tokens, s.length, (), gradients=False)
+    times = flops / s.tensor / forward.flops
+    whole, met = layers.whole_scalars(s.cfg), layers.kept_scalars(s.cfg, s.influence)
+    return Work(
+        flops=flops / s.tensor,
+        hbm_bytes=times * forward.hbm_bytes,
+        fsdp_bytes=_received(s, 2 * whole + 2 * vectors * met),
+        tensor_bytes=times * forward.tensor_bytes,
+    )
 
 
 def _gradient(s: Setting, tokens: float) -> Work:
