@@ -10,7 +10,7 @@ from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
-from ideal_jax.runs.export_run import export_best
+from ideal_jax.runs.export_run import export_best, try_export
 from ideal_jax.runs.influence_record import influence_of_json
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, capability_weights, open_session
@@ -41,6 +41,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     results, session = finished(folder, config), None
     if results is None:
         session = open_session(config, folder, command)
+        try_export(session)
         results = _run_rounds(session)
         processes.barrier("results")
     if processes.is_writer():
