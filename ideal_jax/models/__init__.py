@@ -7,10 +7,12 @@ from ideal_jax.models.decoder import TAPS as TAPS
 from ideal_jax.models.decoder import Decoder as Decoder
 from ideal_jax.models.decoder import empty_cache as empty_cache
 from ideal_jax.models.decoder import output_matrix as output_matrix
+from ideal_jax.models.export import check_export as check_export
 from ideal_jax.models.export import save_hf as save_hf
 from ideal_jax.models.huggingface import check_tensors as check_tensors
 from ideal_jax.models.huggingface import hf_folder as hf_folder
 from ideal_jax.models.huggingface import hf_model as hf_model
+from ideal_jax.models.huggingface import hf_remarks as hf_remarks
 from ideal_jax.models.huggingface import load_hf as load_hf
 from ideal_jax.models.huggingface import read_params as read_params
 from ideal_jax.models.kernels import choose_attention as choose_attention

@@ -1,31 +1,14 @@
-"""Rotary positions, visibility and attention: pure functions of arrays."""
+"""Visibility and attention: pure functions of arrays."""
 
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 BLOCK = 128  # queries at a time, in rows of up to ``_SHORT`` tokens
 _SHORT = 1024
 _LONG_BLOCK = 512  # queries at a time, in longer rows
-
-
-class RopeScaling(NamedTuple):
-    """How rotary frequencies are stretched to contexts longer than those of pre-training.
-
-    kind: "linear" divides all frequencies by ``factor`` (Chen et al., arXiv 2306.15595); "llama3"
-      only those that turn less than ``low`` times in ``original_length`` positions, keeps those
-      that turn more than ``high`` times, and blends in between (Llama 3.1).
-    """
-
-    kind: str
-    factor: float
-    low: float = 1.0
-    high: float = 4.0
-    original_length: int = 8192
 
 
 class Places(NamedTuple):
@@ -38,49 +21,10 @@ class Places(NamedTuple):
     segments: jax.Array
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """float64[H/2]: radians per position of each pair of a head's dimensions.
-
-    Source: Su et al., "RoFormer" (arXiv 2104.09864).
-    """
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if scaling is None:
-        return frequencies
-    slowed = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return slowed
-    turns = scaling.original_length * frequencies / (2 * math.pi)
-    keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
-    return keep * frequencies + (1 - keep) * slowed
-
-
-class Rotation(NamedTuple):
-    """Cosine and sine of every token's angles, [B, T, 1, H/2]."""
-
-    cos: jax.Array
-    sin: jax.Array
-
-
-def rotation(positions_BxT: jax.Array, frequencies: np.ndarray, wide: Any) -> Rotation:
-    """The rotary angles of tokens at these positions, in the dtype ``wide``."""
-    angles_BxTx1xH = positions_BxT[:, :, None, None] * jnp.asarray(frequencies, wide)
-
-    def at_once(angles: jax.Array) -> tuple[jax.Array, ...]:
-        return jnp.cos(angles), jnp.sin(angles)
-
-    def in_a_loop(angles: jax.Array) -> tuple[jax.Array, ...]:
-        """Whose results XLA:CPU keeps; else it takes sines again for every layer and head."""
-        return tuple(jax.lax.map(lambda i: jnp.stack(at_once(angles))[i], jnp.arange(2)))
-
-    turned = jax.lax.platform_dependent(angles_BxTx1xH, cpu=in_a_loop, default=at_once)
-    return Rotation(*turned)
-
-
-def rotate(x_BxTxNxH: jax.Array, by: Rotation) -> jax.Array:
-    """Rotary position embedding in the half-split layout of Hugging Face's Llama."""
-    first, second = jnp.split(x_BxTxNxH.astype(by.cos.dtype), 2, axis=-1)
-    turned = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
-    return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)
+def lengths(places: Places) -> jax.Array:
+    """int32[B, T]: tokens of each token's example, from position 0 to its last one here."""
+    same_BxTxT = places.segments[:, :, None] == places.segments[:, None, :]
+    return jnp.max(jnp.where(same_BxTxT, places.positions[:, None, :], 0), axis=2) + 1
 
 
 def visible(queries: Places, keys: Places, window: jax.Array | None = None) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
-from ideal_jax.models.attention import RopeScaling
+from ideal_jax.models.rope import RopeScaling
 
 _HOW = (
     "attention",

@@ -16,10 +16,11 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from ideal_jax.models import attention, kernels
-from ideal_jax.models.attention import Places, Rotation
+from ideal_jax.models import attention, kernels, rope
+from ideal_jax.models.attention import Places
 from ideal_jax.models.config import DecoderConfig
 from ideal_jax.models.readings import DIRECTIONS, PLACES, STEPS, Directions, read
+from ideal_jax.models.rope import Rotation
 from ideal_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: LxBxCxKxH, slot c holds the token at position c
@@ -182,8 +183,8 @@ class Attention(nn.Module):
             rotation = jax.tree.map(
                 functools.partial(jnp.where, kind["local"]), where.local_rotation, rotation
             )
-        q_BxTxNxH = attention.rotate(q_BxTxNxH, rotation)
-        k_BxTxKxH = attention.rotate(k_BxTxKxH, rotation)
+        q_BxTxNxH = rope.rotate(q_BxTxNxH, rotation)
+        k_BxTxKxH = rope.rotate(k_BxTxKxH, rotation)
         kernel, keys = c.attention, where.queries
         if cache is not None:
             cache = _written(cache, kind["layer"], k_BxTxKxH, v_BxTxKxH, where)
@@ -333,7 +334,8 @@ class Decoder(nn.Module):
         it before anything can attend to it.
         """
         positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-        where = self._where(Places(positions_BxT, jnp.zeros_like(tokens_BxT)))
+        lengths_BxT = jnp.broadcast_to(lengths_B[:, None], tokens_BxT.shape)
+        where = self._where(Places(positions_BxT, jnp.zeros_like(tokens_BxT)), None, lengths_BxT)
         x_BxTxD, new = self._run(tokens_BxT, cache, where)
         last_Bx1xD = jnp.take_along_axis(x_BxTxD, (lengths_B - 1)[:, None, None], axis=1)
         return self._logits(self.final_norm(last_Bx1xD))[:, 0], new
@@ -361,15 +363,22 @@ class Decoder(nn.Module):
         carry, _ = self.layers((self._embed(tokens_BxT), cache), kinds, where)
         return carry
 
-    def _where(self, queries: Places, keys: Places | None = None) -> Where:
+    def _where(
+        self,
+        queries: Places,
+        keys: Places | None = None,
+        lengths_BxT: jax.Array | None = None,
+    ) -> Where:
+        """``lengths_BxT``: of the queries' examples; by default, up to their last query."""
         c, at = self.cfg, queries.positions
         wide = jnp.promote_types(c.dtype, jnp.float32)
-        everywhere = attention.rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        if lengths_BxT is None and c.rope_scaling and c.rope_scaling.kind == "dynamic":
+            lengths_BxT = attention.lengths(queries)
+        everywhere = rope.rotation(at, lengths_BxT, c.head_dim, c.rope_theta, c.rope_scaling, wide)
         local = None
         if c.windows and c.local_rope_theta:
-            frequencies = attention.rope_frequencies(c.head_dim, c.local_rope_theta)
-            local = attention.rotation(at, frequencies, wide)
-        return Where(queries, keys, attention.rotation(at, everywhere, wide), local)
+            local = rope.rotation(at, None, c.head_dim, c.local_rope_theta, None, wide)
+        return Where(queries, keys, everywhere, local)
 
     def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding[tokens_BxT].astype(jnp.dtype(self.cfg.dtype))

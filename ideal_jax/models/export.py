@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from ideal_jax.models.parameters import by_path
 from ideal_jax.models.safetensors_files import write_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _SHARD_BYTES = 5 * 10**9  # tensors in one file; a writing host holds one file at a time
 
@@ -37,6 +38,7 @@ def save_hf(
     params: Any,
     tokenizer: "PreTrainedTokenizerFast | None" = None,
     *,
+    end_id: int | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
     """Writes a folder that ``transformers.AutoModelForCausalLM.from_pretrained`` loads.
@@ -49,6 +51,7 @@ def save_hf(
       model: one that ``load_hf`` gave, or any decoder of Llama's shape.
       params: its parameters, without adapters; stored in their own dtype.
       tokenizer: saved beside, with its chat template.
+      end_id: the token that training taught the model to end with; ``generate`` then stops at it.
       shard_bytes: tensors in one file.
 
     Raises:
@@ -57,8 +60,7 @@ def save_hf(
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; choose another folder or remove it")
-    config, family = hf_config(model), family_of(model)
-    flat = by_path(params)
+    family, flat = family_of(model), by_path(params)
     tensors = [
         (name, at, layer if is_stacked(at) else None)
         for at in flat
@@ -77,9 +79,26 @@ def save_hf(
                 write_tensors(partial / file, held)
         if processes.is_writer():
             _write_index(partial, shards, flat, model.cfg)
-            _write_configs(partial, config, model, flat, tokenizer)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
+            _write_beside(partial, model, str(flat["embedding"].dtype), tokenizer, end_id)
+
+
+def check_export(
+    model: Decoder, tokenizer: "PreTrainedTokenizerFast | None", end_id: int | None = None
+) -> None:
+    """Writes all that ``save_hf`` writes but the tensors, to nowhere.
+
+    Raises:
+      UserError: it would fail, as ``transformers`` refuses to save what it has loaded.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _write_beside(Path(folder), model, model.cfg.param_dtype, tokenizer, end_id)
+        except Exception as error:  # whatever transformers' validators raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the model cannot be exported, transformers says: {reason}; mend the files of "
+                "model.init or data.tokenizer"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -125,25 +144,42 @@ def _write_index(folder: Path, shards: list[Any], flat: dict[str, Any], cfg: Dec
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _write_configs(
+def _write_beside(
     folder: Path,
-    config: "PreTrainedConfig",
     model: Decoder,
-    flat: dict[str, Any],
+    dtype: str,
     tokenizer: "PreTrainedTokenizerFast | None",
+    end_id: int | None,
 ) -> None:
-    from transformers import GenerationConfig
+    """The configs and the tokenizer."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    config = hf_config(model)
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    config.dtype = str(flat["embedding"].dtype)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    config.dtype = dtype
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    for key in special:
         if getattr(config, key) is None:
             setattr(config, key, getattr(tokenizer, key, None))
+    config.eos_token_id = _with_end(config.eos_token_id, end_id)
     config.save_pretrained(folder)
-    known = json.loads(model.origin or "{}").get("generation_config")
-    generation = GenerationConfig(**known) if known else GenerationConfig.from_model_config(config)
-    generation.save_pretrained(folder)
+    # Handed on as it was written: GenerationConfig refuses to save what it has loaded.
+    generation = json.loads(model.origin or "{}").get("generation_config")
+    if generation is None:
+        generation = {key: getattr(config, key) for key in special}
+    if end_id is not None:
+        generation["eos_token_id"] = _with_end(generation.get("eos_token_id"), end_id)
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _with_end(known: int | list[int] | None, end_id: int | None) -> int | list[int] | None:
+    """The tokens that end a text, ``end_id`` first if it was none of them."""
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if end_id is None or end_id in ends:
+        return known
+    return [end_id, *ends] if ends else end_id
 
 
 def _stored(path: str, leaf: jax.Array, cfg: DecoderConfig) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""Hugging Face's families: what their configs mean, and what they call our parameters.
-
-Everything a config says is either understood here, or without effect on what the model computes,
-or at the value that we compute; anything else is refused by name.
-"""
+"""Hugging Face's families: what their configs mean, and what they call our parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ideal_jax.config import nearest
 from ideal_jax.errors import UserError
-from ideal_jax.models.attention import RopeScaling
 from ideal_jax.models.config import DecoderConfig
+from ideal_jax.models.config_keys import read_rope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -36,30 +32,13 @@ _SANDWICH = {
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
-_OUTSIDE = {
+# Names of the parameters outside of the layers.
+OUTSIDE = {
     "embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
     "head/kernel": "lm_head.weight",
 }
-
-
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Keys that say nothing about what the model computes from tokens.
-_NEUTRAL = _keys(
-    """_name_or_path architectures auto_map bos_token_id dtype eos_token_id id2label
-    initializer_range label2id max_position_embeddings max_window_layers model_type
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type return_dict
-    torch_dtype transformers_version use_cache use_sliding_window"""
-)
-# Keys that every family's config has and `_common` reads.
-_COMMON = _keys(
-    """head_dim hidden_size intermediate_size num_attention_heads num_hidden_layers
-    num_key_value_heads rms_norm_eps rope_parameters tie_word_embeddings vocab_size"""
-)
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +47,12 @@ class Family:
 
     Attributes:
       layer: names of a layer's parameters (without ``.weight``) by ours (without ``/kernel``).
-      fields: DecoderConfig's fields beyond the common ones, from the config.
+      fields: DecoderConfig's fields beyond the common ones, from the config and its file's name.
       reads: the keys that ``fields`` looks at.
     """
 
     layer: Mapping[str, str]
-    fields: Callable[[Any], dict[str, Any]]
+    fields: Callable[[Any, str], dict[str, Any]]
     reads: str
 
 
@@ -89,8 +68,7 @@ def decoder_config(config: "PreTrainedConfig", where: str, dtype: str) -> Decode
       UserError: an unknown ``model_type``, or a value that we do not compute; names it.
     """
     family = find_family(config.model_type, where)
-    _refuse_unknown(config, family, where)
-    fields = {**_common(config, where), **family.fields(config)}
+    fields = {**_common(config, where), **family.fields(config, where)}
     if fields["activation"] not in _ACTIVATIONS:
         raise UserError(
             f"{where}: activation {fields['activation']!r} is not supported; there are "
@@ -113,7 +91,7 @@ def find_family(model_type: str, where: str) -> Family:
 def tensor_name(family: Family, path: str, layer: int | None) -> str:
     """Hugging Face's name of our parameter ``path``; ``layer`` is its number within ``layers/``."""
     if layer is None:
-        return _OUTSIDE[path]
+        return OUTSIDE[path]
     module, _, kind = path.removeprefix("layers/").rpartition("/")
     kind = {"kernel": "weight", "scale": "weight", "bias": "bias"}[kind]
     return f"model.layers.{layer}.{family.layer[module]}.{kind}"
@@ -124,24 +102,16 @@ def is_transposed(path: str) -> bool:
     return path.endswith("/kernel")
 
 
-def _refuse_unknown(config: "PreTrainedConfig", family: Family, where: str) -> None:
-    defaults = type(config)().to_dict()
-    understood = _NEUTRAL | _COMMON | _keys(family.reads)
-    for key, value in config.to_dict().items():
-        if key in understood or value == defaults.get(key) or not (value or key in defaults):
-            continue
-        only = f"only {defaults[key]!r} is" if key in defaults else "remove the key if it is unused"
-        raise UserError(
-            f"{where}: {key}={value!r} is not supported for {config.model_type}; {only}"
-        )
-
-
 def _common(config: Any, where: str) -> dict[str, Any]:
+    config.standardize_rope_params()  # as transformers does once more when it builds the model
     rope = dict(config.rope_parameters)
     local: Mapping[str, Any] = {}
-    if "full_attention" in rope:  # a rope for each kind of layer
+    if config.model_type == "gemma3_text":  # has a rope for each kind of layer
         local, rope = rope["sliding_attention"], rope["full_attention"]
-        _scaling(local, where, ("default",))
+        read_rope(config, local, where, ("default",))
+        scaling = read_rope(config, rope, where, ("default", "linear", "llama3"))
+    else:
+        scaling = read_rope(config, rope, where)
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.hidden_size,
@@ -154,40 +124,26 @@ def _common(config: Any, where: str) -> dict[str, Any]:
         "norm_eps": config.rms_norm_eps,
         "tie_embeddings": config.tie_word_embeddings,
         "rope_theta": rope["rope_theta"],
-        "rope_scaling": _scaling(rope, where, ("default", "linear", "llama3")),
+        "rope_scaling": scaling,
         "local_rope_theta": local.get("rope_theta", 0.0),
     }
 
 
-def _scaling(rope: Mapping[str, Any], where: str, kinds: tuple[str, ...]) -> RopeScaling | None:
-    kind = rope["rope_type"]
-    if kind not in kinds:
-        raise UserError(
-            f"{where}: rope_type {kind!r} is not supported; there are {', '.join(kinds)}"
-        )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        value = rope["partial_rotary_factor"]
-        raise UserError(f"{where}: partial_rotary_factor={value} is not supported; only 1.0 is")
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling("linear", rope["factor"])
-    return RopeScaling(
-        "llama3",
-        rope["factor"],
-        rope["low_freq_factor"],
-        rope["high_freq_factor"],
-        rope["original_max_position_embeddings"],
-    )
-
-
-def _layer_windows(config: Any) -> tuple[int, ...]:
+def _layer_windows(config: Any, where: str) -> tuple[int, ...]:
     """Windows by ``layer_types``; () if no layer has one."""
+    for kind in config.layer_types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"{where}: {kind!r} of layer_types is not supported")
     sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    if any(sliding) and not config.sliding_window:
+        raise UserError(
+            f"{where}: layer_types has layers with a window, but sliding_window is "
+            f"{config.sliding_window} (use_sliding_window may turn it off)"
+        )
     return tuple(config.sliding_window if s else 0 for s in sliding) if any(sliding) else ()
 
 
-def _llama(config: Any) -> dict[str, Any]:
+def _llama(config: Any, where: str) -> dict[str, Any]:
     return {
         "activation": config.hidden_act,
         "qkv_bias": config.attention_bias,
@@ -196,7 +152,7 @@ def _llama(config: Any) -> dict[str, Any]:
     }
 
 
-def _mistral(config: Any) -> dict[str, Any]:
+def _mistral(config: Any, where: str) -> dict[str, Any]:
     window = config.sliding_window
     return {
         "activation": config.hidden_act,
@@ -204,30 +160,36 @@ def _mistral(config: Any) -> dict[str, Any]:
     }
 
 
-def _qwen2(config: Any) -> dict[str, Any]:
+def _qwen2(config: Any, where: str) -> dict[str, Any]:
     return {
         "activation": config.hidden_act,
         "qkv_bias": True,
-        "windows": _layer_windows(config),
+        "windows": _layer_windows(config, where),
     }
 
 
-def _qwen3(config: Any) -> dict[str, Any]:
+def _qwen3(config: Any, where: str) -> dict[str, Any]:
     return {
         "activation": config.hidden_act,
         "qkv_bias": config.attention_bias,
         "o_bias": config.attention_bias,
         "qk_norm": True,
-        "windows": _layer_windows(config),
+        "windows": _layer_windows(config, where),
     }
 
 
-def _gemma(config: Any) -> dict[str, Any]:
+def _gemma(config: Any, where: str) -> dict[str, Any]:
+    older = getattr(config, "hidden_act", config.hidden_activation)
+    if older != config.hidden_activation:
+        raise UserError(
+            f"{where}: hidden_act={older!r} is not hidden_activation={config.hidden_activation!r}, "
+            "which is what transformers computes; make them agree"
+        )
     return {
         "activation": config.hidden_activation,
         "qkv_bias": config.attention_bias,
         "o_bias": config.attention_bias,
-        "windows": _layer_windows(config),
+        "windows": _layer_windows(config, where),
         "attention_scale": config.query_pre_attn_scalar**-0.5,
         "logit_softcap": config.final_logit_softcapping or 0.0,
         "unit_offset_norm": True,
@@ -236,16 +198,16 @@ def _gemma(config: Any) -> dict[str, Any]:
     }
 
 
-def _gemma2(config: Any) -> dict[str, Any]:
-    return {**_gemma(config), "attention_softcap": config.attn_logit_softcapping or 0.0}
+def _gemma2(config: Any, where: str) -> dict[str, Any]:
+    return {**_gemma(config, where), "attention_softcap": config.attn_logit_softcapping or 0.0}
 
 
-def _gemma3(config: Any) -> dict[str, Any]:
-    return {**_gemma(config), "qk_norm": True}
+def _gemma3(config: Any, where: str) -> dict[str, Any]:
+    return {**_gemma(config, where), "qk_norm": True}
 
 
 _WINDOWS = "layer_types sliding_window"
-_GEMMA = f"""{_WINDOWS} hidden_activation attention_bias query_pre_attn_scalar
+_GEMMA = f"""{_WINDOWS} hidden_act hidden_activation attention_bias query_pre_attn_scalar
     final_logit_softcapping"""
 
 FAMILIES: dict[str, Family] = {
@@ -254,5 +216,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(_LAYER, _qwen2, f"hidden_act {_WINDOWS}"),
     "qwen3": Family(_LAYER, _qwen3, f"hidden_act attention_bias {_WINDOWS}"),
     "gemma2": Family(_SANDWICH, _gemma2, f"{_GEMMA} attn_logit_softcapping"),
-    "gemma3_text": Family(_SANDWICH, _gemma3, _GEMMA),
+    "gemma3_text": Family(
+        _SANDWICH, _gemma3, f"{_GEMMA} sliding_window_pattern rope_local_base_freq"
+    ),
 }

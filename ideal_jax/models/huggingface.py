@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from ideal_jax.errors import UserError
 from ideal_jax.models import families
 from ideal_jax.models.config import DecoderConfig
+from ideal_jax.models.config_keys import check_keys
 from ideal_jax.models.decoder import Decoder
 from ideal_jax.models.parameters import abstract_params, by_path, from_paths
 from ideal_jax.models.safetensors_files import SafetensorsFolder
@@ -34,9 +36,14 @@ def load_hf(
     Raises:
       UserError: not a checkpoint, not of a known family, or with a value in its config that the
         decoder does not compute; names it.
+
+    Warns:
+      UserWarning: ``hf_remarks``.
     """
     folder = hf_folder(path_or_name)
     model = hf_model(folder, dtype)
+    for remark in hf_remarks(folder, model):
+        warnings.warn(remark, stacklevel=2)
     return model, read_params(folder, model, mesh)
 
 
@@ -61,15 +68,54 @@ def hf_folder(path_or_name: str | Path) -> Path:
 
 
 def hf_model(folder: Path, dtype: str) -> Decoder:
-    """The decoder that a folder's config.json describes."""
+    """The decoder that a folder's config.json describes.
+
+    Where it says that the output matrix is the embedding and the weights hold another one, theirs
+    counts, as in ``transformers``.
+
+    Raises:
+      UserError: config.json or generation_config.json is no such file, or has a value that the
+        decoder does not compute; names it.
+    """
+    config, _ = _read_config(folder)
+    if config.tie_word_embeddings and _has_own_head(folder):
+        config.tie_word_embeddings = False
+    cfg = families.decoder_config(config, str(folder / "config.json"), dtype)
+    origin = {"config": config.to_dict()}
+    if (generation := folder / "generation_config.json").exists():
+        origin["generation_config"] = _read_object(generation)
+    return Decoder(cfg, json.dumps(origin))
+
+
+def hf_remarks(folder: Path, model: Decoder) -> list[str]:
+    """Lines that a user should hear once about a folder and what ``hf_model`` made of it."""
+    config, unread = _read_config(folder)
+    remarks = []
+    if unread:
+        remarks.append(
+            f"{folder / 'config.json'}: no effect in transformers, and none here: "
+            f"{', '.join(unread)}"
+        )
+    if config.tie_word_embeddings and not model.cfg.tie_embeddings:
+        remarks.append(
+            f"{folder}: config.json says tie_word_embeddings, but lm_head.weight is another matrix "
+            "than the embedding; both are used, and an export says so"
+        )
+    return remarks
+
+
+def _read_config(folder: Path) -> tuple["PreTrainedConfig", list[str]]:
+    """config.json, and its keys that nobody reads."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     file = folder / "config.json"
+    values = _read_object(file)
     try:
-        values = json.loads(file.read_text())
         families.find_family(values.get("model_type", ""), str(file))
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        family = families.find_family(config.model_type, str(file))
+        return config, check_keys(config, values, family.reads, str(file))
     except (
         OSError,
         ValueError,
@@ -79,10 +125,37 @@ def hf_model(folder: Path, dtype: str) -> Decoder:
         StrictDataclassError,
     ) as error:
         raise UserError(f"{file}: not a valid config: {' '.join(str(error).split())}") from error
-    origin = {"config": config.to_dict()}
-    if (generation := folder / "generation_config.json").exists():
-        origin["generation_config"] = json.loads(generation.read_text())
-    return Decoder(families.decoder_config(config, str(file), dtype), json.dumps(origin))
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON: {error}; download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: holds no JSON object; download it again")
+    return values
+
+
+def _has_own_head(folder: Path) -> bool:
+    """Whether the weights hold an output matrix that is not the embedding."""
+    embedding, head = (families.OUTSIDE[x] for x in ("embedding", "head/kernel"))
+    try:
+        files = SafetensorsFolder(folder)
+        if head not in files:
+            return False
+        shape = files.shape(head)
+        if files.shape(embedding) != shape:
+            return True
+    except UserError:  # ``check_tensors`` says what is wrong with the weights
+        return False
+    parts = [
+        (slice(i, min(i + 4096, shape[0])), slice(0, shape[1])) for i in range(0, shape[0], 4096)
+    ]
+    return not all(
+        np.array_equal(files.read(head, part), files.read(embedding, part)) for part in parts
+    )
 
 
 def check_tensors(folder: Path, model: Decoder) -> None:

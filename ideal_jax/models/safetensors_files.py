@@ -16,7 +16,8 @@ class SafetensorsFolder:
     """All tensors of a folder by name; nothing is read before it is asked for.
 
     Raises:
-      UserError: no safetensors, a file that the index names is missing, or one is damaged.
+      UserError: no safetensors, a file that the index names is missing, or one is damaged, the
+        index too.
     """
 
     def __init__(self, folder: Path):
@@ -26,7 +27,9 @@ class SafetensorsFolder:
             try:
                 file = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not readable as safetensors: {error}") from error
+                raise UserError(
+                    f"{path}: not readable as safetensors: {error}; download it again"
+                ) from error
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def __iter__(self) -> Any:
@@ -55,8 +58,8 @@ class SafetensorsFolder:
     def _paths(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            missing = [name for name in names if not (self.folder / name).exists()]
+            names = _named_files(index)
+            missing = [name for name in names if not (self.folder / name).is_file()]
             if missing:
                 raise UserError(f"{index} names {missing[0]}, which is not there; download it")
             return [self.folder / name for name in names]
@@ -66,6 +69,19 @@ class SafetensorsFolder:
             f"{self.folder} holds no model.safetensors; save the model with "
             "save_pretrained(…, safe_serialization=True)"
         )
+
+
+def _named_files(index: Path) -> list[str]:
+    """The files that an index tells of."""
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index}: not readable as JSON: {error}; download it again") from error
+    files = values.get("weight_map") if isinstance(values, dict) else None
+    named = list(files.values()) if isinstance(files, dict) else []
+    if not named or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{index}: has no weight_map from tensors to files; download it again")
+    return sorted(set(named))
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

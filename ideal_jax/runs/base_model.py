@@ -24,6 +24,7 @@ from ideal_jax.models import (
     choose_attention,
     hf_folder,
     hf_model,
+    hf_remarks,
     lora,
     random_params,
     read_params,
@@ -100,6 +101,13 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
             "called attention/q, k, v, o and mlp/gate, up, down"
         )
     return model
+
+
+def remarks(config: Any, model: Decoder) -> list[str]:
+    """Lines that a user should hear once about the model in ``model.init``."""
+    if config.model.init == RANDOM or _is_ours(config.model.init):
+        return []
+    return hf_remarks(hf_folder(config.model.init), model)
 
 
 def with_attention(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ideal_jax import processes
+from ideal_jax.data.chat import end_of_turn
 from ideal_jax.errors import UserError
-from ideal_jax.models import lora, save_hf, save_peft
+from ideal_jax.models import check_export, lora, save_hf, save_peft
 from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import frozen_folder, init_start
 from ideal_jax.runs.influence_options import check_influence
@@ -30,6 +31,16 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
             WorkDir(folder, config)  # refuses another config, and says what differs
         raise UserError(f"--workdir={folder}: the run is not finished; run it first")
     return export_best(folder, results, lambda: open_session(config, folder, command))
+
+
+def try_export(session: Session) -> None:
+    """Whether everything beside the parameters can be written at the end of the run.
+
+    Raises:
+      UserError: says what cannot.
+    """
+    tokenizer = session.data.tokenizer
+    check_export(session.whole_model, tokenizer, end_of_turn(tokenizer))
 
 
 def export_best(
@@ -74,4 +85,5 @@ def _export(session: Session, best: int) -> None:
             save_peft(adapter, model, trained.params, frozen_folder(str(source)))
         whole = lora.merged(model.cfg, trained.frozen, trained.params)
         target = session.workdir.path / "export"
-        save_hf(target, session.whole_model, whole, session.data.tokenizer)
+        tokenizer = session.data.tokenizer
+        save_hf(target, session.whole_model, whole, tokenizer, end_id=end_of_turn(tokenizer))

@@ -8,7 +8,7 @@ from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
 from ideal_jax.runs import cluster
 from ideal_jax.runs.evaluate_run import evaluate_round
-from ideal_jax.runs.export_run import export_best
+from ideal_jax.runs.export_run import export_best, try_export
 from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.influence_record import check_solved, influence_of_json, solve_warning
 from ideal_jax.runs.influence_round import influence_round
@@ -42,6 +42,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     results, session = finished(folder, config), None
     if results is None:
         session = open_session(config, folder, command)
+        try_export(session)
         results = _run_rounds(session)
         processes.barrier("results")
     if processes.is_writer():

@@ -20,6 +20,7 @@ from ideal_jax.runs.base_model import (
     check_model,
     init_tokenizer,
     open_model,
+    remarks,
     with_attention,
     without_adapters,
 )
@@ -80,6 +81,8 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     weights = capability_weights(config, len(data.names))
     given = _given_mixture(config, data)
     model = with_attention(config, open_model(config, len(data.tokenizer)), mesh)
+    for line in remarks(config, model):
+        reporter.console.print(line, soft_wrap=True)
     reporter.console.print(
         f"attention: {model.cfg.attention} ({model.cfg.remat} rematerialised), and"
         f" {forward_mode(model.cfg).attention} where influence needs a forward mode"

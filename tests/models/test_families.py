@@ -13,7 +13,8 @@ from ideal_jax import sharding
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import make_generate
 from ideal_jax.models import DecoderConfig, decoder_loss, load_hf, save_hf
-from ideal_jax.models.config import LoRA, RopeScaling
+from ideal_jax.models.config import LoRA
+from ideal_jax.models.rope import RopeScaling
 
 T = 24
 
