@@ -53,17 +53,14 @@ class Turns:
         The text is the template's; where that closes no answer, the last one is closed here.
         """
         text, found = self._found(talk)
-        stop, spans = self.stop.text, []
-        ends = {token for token in self.template.closing if token in self.template.specials}
-        ends = tuple(sorted({*ends, stop} - {""}))
-        behind = re.compile(rf"\s*(?:{any_of(ends).pattern})")
+        spans = []
         for start, end in found:
             said = text[start:end].rstrip()
-            if said and not said.endswith(ends):
-                if after := behind.match(text, end):
-                    end = after.end()
-                elif stop and _NOTHING.match(text, end):
-                    text += stop
+            if said and not said.endswith(self._ends):
+                if behind := re.compile(rf"\s*({any_of(self._ends).pattern})").match(text, end):
+                    end = behind.end()
+                elif self.stop.text and _NOTHING.match(text, end):
+                    text += self.stop.text
                     end = len(text)
             spans.append((start, end))
         return text, spans
@@ -79,14 +76,12 @@ class Turns:
     def stop(self) -> Stop:
         """What ends an answer."""
         closing = any_of(self.template.closing)
-        inside, after = (
-            re.compile(rf) for rf in (rf"(?:{closing.pattern})\Z", rf"\s*({closing.pattern})")
-        )
+        inside = re.compile(rf"(?:{closing.pattern})\Z")
+        behind = re.compile(rf"\s*({closing.pattern})")
         for roles in (["user", "assistant"], ["system", "user", "assistant"]):
             for how in ("outside", "next turn"):
-                said = [{"role": role, "content": role[0]} for role in roles]
-                if how == "next turn":
-                    said.append({"role": "user", "content": "r"})
+                then = ["user"] if how == "next turn" else []
+                said = [{"role": role, "content": role[0]} for role in roles + then]
                 try:
                     talk = self.template.talk(said, learned=[len(roles) - 1])
                     text, spans = self._found(talk)
@@ -97,22 +92,47 @@ class Turns:
                 start, end = spans[-1] if spans else (0, 0)
                 if found := inside.search(text[start:end].rstrip()):
                     return Stop(found.group(), "inside")
-                if found := after.match(text, end) if end else None:
+                if found := behind.match(text, end) if end else None:
                     return Stop(found[1], how)
         return Stop(self.template.eos, "end of text")
+
+    @functools.cached_property
+    def _ends(self) -> tuple[str, ...]:
+        """The tokens that may end a turn; of tools, some models have one of their own."""
+        ends = {token for token in self.template.closing if token in self.template.specials}
+        return tuple(sorted({*ends, self.stop.text} - {""}))
 
     @functools.cached_property
     def _opening(self) -> str:
         """The end of a request for an answer that answers do not begin with."""
         try:
             talk = self.template.talk([{"role": "user", "content": "q"}])
-            so_far, asked = self.template.text(talk), self.template.text(talk, prompt=True)
+            asked = self.template.text(talk, prompt=True)
             before = self.template.text(talk.then(talk.edge)).partition(talk.edge)[0]
         except UserError:
             return ""
-        differ = (k for k, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b)
-        common = next(differ, min(len(asked), len(before)))
-        return asked[common:] if common > len(so_far) else ""
+        return asked[len(before) :] if asked.startswith(before) else ""
+
+    @functools.cached_property
+    def _farewell(self) -> str:
+        """What is written at the end of a conversation only, whoever spoke last."""
+        try:
+            talk = self.template.talk([{"role": "user", "content": "question"}])
+            short, longer = self.template.text(talk), self.template.text(talk.then("answer"))
+        except UserError:
+            return ""
+        alike = zip(short, longer, strict=False)
+        common = next((k for k, (a, b) in enumerate(alike) if a != b), len(short))
+        for token in any_of(self.template.closing).finditer(short):
+            if token.start() < common < token.end():
+                common = token.start()
+        rest = short[common:]
+        only_there = "question" in short[:common] and longer.endswith(rest)
+        return rest if only_there and rest.strip() else ""
+
+    def _so_far(self, talk: Talk) -> str:
+        """The conversation as text that may go on."""
+        return self.template.text(talk).removesuffix(self._farewell)
 
     def _found(self, talk: Talk) -> tuple[str, list[Span]]:
         """The text, and the spans without regard to what ends them."""
@@ -145,12 +165,12 @@ class Turns:
     def _by_prefix(self, talk: Talk, text: str, turn: int) -> Span:
         """What a turn adds to the text that asks for it."""
         # A line break between turns is the template's, not the assistant's.
-        answered = self.template.text(talk.first(turn + 1)).rstrip()
+        answered = self._so_far(talk.first(turn + 1)).rstrip()
         asked = self.prompt(talk.first(turn))
         if text.startswith(answered) and answered.startswith(asked):
             return len(asked), len(answered)
         advice = "add {% generation %} tags to the template"
-        if text.startswith(answered) and answered.startswith(self.template.text(talk.first(turn))):
+        if text.startswith(answered) and answered.startswith(self._so_far(talk.first(turn))):
             raise UserError(
                 f"{talk.where}: the chat template asks for an answer with text that its answers "
                 f"do not begin with, so the assistant's tokens can not be found; {advice}"
@@ -201,7 +221,7 @@ class Turns:
         frames = set()
         for turn in turns:
             start, end = self._by_prefix(talk, text, turn)
-            so_far = self.template.text(talk.first(turn))
+            so_far = self._so_far(talk.first(turn))
             low, high = places.get(turn, (-1, -1))
             if not (text.startswith(so_far) and len(so_far) <= start <= low <= high <= end):
                 return None

@@ -113,15 +113,15 @@ class Template:
                 self._check_reads(reads, key, where)
         if tools:
             self._check_reads(r"\btools\b", "tools", where)
-        texts = list(_strings([list(messages), tools]))
-        quote, edge = [mark for mark in _MARKS if not any(mark in text for text in texts)][:2]
+        everything = "\0".join(_strings([list(messages), tools]))
+        quote, edge = [mark for mark in _MARKS if mark not in everything][:2]
         developer = "developer" if "developer" in self.source else "system"
         given = [{key: m[key] for key in m if key != "weight"} for m in messages]
         for message in given:
             if message["role"] == "developer":
                 message["role"] = developer
         special = any_of(self.specials)
-        if any(map(special.search, texts)):
+        if special.search(everything):
             given = [{**_quoted(m, special, quote), "role": m["role"]} for m in given]
             tools = _quoted(tools, special, quote)
         talk = Talk(given, tools, list(learned), where, quote, edge)

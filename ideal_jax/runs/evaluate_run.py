@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ideal_jax import config as config_lib
-from ideal_jax.data import end_of_turn, example_batches, render_prompt
+from ideal_jax.data import end_of_turn, example_batches, render_all, render_prompt
 from ideal_jax.data.records import Record
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import Losses, domain_losses, generate_all, make_generate
@@ -122,7 +122,7 @@ def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> di
 def _exact_match(
     session: Session, generate: Any, params: Any, domain: str
 ) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]], float]:
-    """(the task, if the domain's test set has prompts to answer; samples of it; tokens computed)."""
+    """(the task, if the domain's test set has prompts to answer; samples; tokens computed)."""
     config, tokenizer = session.config, session.data.tokenizer
     records, prompts = _prompts(session, domain)
     if len(records) < 2:
@@ -139,7 +139,15 @@ def _exact_match(
     texts = [""] * len(records)
     for index, tokens in outputs:
         texts[index] = _text(session, tokens).strip()
-    expected = [record.answer.strip() for record in records]
+    # As the template writes it: some put a thought before every answer, and that is learned.
+    answers = render_all(
+        tokenizer,
+        [record.messages for record in records],
+        [record.where for record in records],
+        "last",
+        [record.tools for record in records],
+    )
+    expected = [_text(session, answer.tokens[answer.mask]).strip() for answer in answers]
     hits = np.asarray([text == want for text, want in zip(texts, expected, strict=True)], float)
     task = {
         "name": "exact_match",
