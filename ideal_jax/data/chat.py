@@ -1,5 +1,6 @@
 """Conversations as tokens, and which of them the assistant says."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -66,13 +67,14 @@ def render_all(
       TokenizerError: it has no template that could be used.
       UserError: the template can not write a conversation, or nothing of it would be learned.
     """
+    templates = functools.cache(lambda tools: template_of(tokenizer, tools=tools))
     texts, spans = [], []
     offered = tools or [None] * len(conversations)
     for messages, name, functions in zip(conversations, where, offered, strict=True):
         turns = learned(messages)
         if not turns:
             raise UserError(f"{name}: has no assistant turn, so there is nothing to learn")
-        template = template_of(tokenizer, tools=bool(functions))
+        template = templates(bool(functions))
         wanted = turns if supervise == "all" else turns[-1:]
         talk = template.talk(messages, functions, wanted, name)
         text, said = turns_of(template).text_and_spans(talk)
