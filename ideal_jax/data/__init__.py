@@ -2,7 +2,9 @@
 
 from ideal_jax.data.base import generic_store as generic_store
 from ideal_jax.data.chat import end_of_turn as end_of_turn
+from ideal_jax.data.chat import ending as ending
 from ideal_jax.data.chat import render as render
+from ideal_jax.data.chat import render_all as render_all
 from ideal_jax.data.chat import render_prompt as render_prompt
 from ideal_jax.data.pipeline import Batch as Batch
 from ideal_jax.data.pipeline import RowBatches as RowBatches

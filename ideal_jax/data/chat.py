@@ -1,24 +1,23 @@
 """Conversations as tokens, and which of them the assistant says."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ideal_jax.data.sources import Message
+from ideal_jax.data.records import learned
+from ideal_jax.data.spans import Span, turns_of
+from ideal_jax.data.templates import template_of
+from ideal_jax.data.turns import Message
 from ideal_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
-# Some templates print today's date unless told another; tokens must not depend on the day.
-_FIXED = {"date_string": "26 Jul 2024"}
-# Unicode noncharacters: never part of interchanged text.
-_MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-
 Supervise = Literal["all", "last"]  # which assistant turns
+Tools = list[Any] | None  # JSON schemas of the functions that a conversation offers
 
 
 class Rendered(NamedTuple):
@@ -28,11 +27,21 @@ class Rendered(NamedTuple):
     mask: np.ndarray
 
 
+class Ending(NamedTuple):
+    """The token that ends an answer, and a line for people if it is not what they expect."""
+
+    token: int
+    told: str | None
+
+
 def render(
-    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], supervise: Supervise = "all"
+    tokenizer: "PreTrainedTokenizerFast",
+    messages: Sequence[Message],
+    supervise: Supervise = "all",
+    tools: Tools = None,
 ) -> Rendered:
     """Tokens and assistant mask (end of turn included) of one conversation."""
-    return render_all(tokenizer, [messages], ["messages"], supervise)[0]
+    return render_all(tokenizer, [messages], ["messages"], supervise, [tools])[0]
 
 
 def render_all(
@@ -40,27 +49,39 @@ def render_all(
     conversations: Sequence[Sequence[Message]],
     where: Sequence[str],
     supervise: Supervise = "all",
+    tools: Sequence[Tools] | None = None,
 ) -> list[Rendered]:
     """`render` for many conversations at once, which is faster.
 
-    The mask comes from the template's ``{% generation %}`` blocks, or else from rendering the
-    conversation up to and including each assistant turn. Text that spells a special token stays
-    text: it can not end a turn or forge a role.
+    The mask is found as `spans` says. Turns of weight 0 are not in it. Text that spells a special
+    token stays text: it can not end a turn or forge a role.
 
     Args:
+      tokenizer: with a chat template.
+      conversations: their turns.
       where: what to call each conversation in an error message.
       supervise: "all" assistant turns, or the "last" one only.
+      tools: what each conversation offers.
+
+    Raises:
+      TokenizerError: it has no template that could be used.
+      UserError: the template can not write a conversation, or nothing of it would be learned.
     """
-    chat = _Chat(tokenizer)
+    templates = functools.cache(lambda tools: template_of(tokenizer, tools=tools))
     texts, spans = [], []
-    for messages, name in zip(conversations, where, strict=True):
-        if all(message["role"] != "assistant" for message in messages):
+    offered = tools or [None] * len(conversations)
+    for messages, name, functions in zip(conversations, where, offered, strict=True):
+        turns = learned(messages)
+        if not turns:
             raise UserError(f"{name}: has no assistant turn, so there is nothing to learn")
-        text, said = chat.text_and_spans(messages, name, supervise)
-        texts.append(text)
+        template = templates(bool(functions))
+        wanted = turns if supervise == "all" else turns[-1:]
+        talk = template.talk(messages, functions, wanted, name)
+        text, said = turns_of(template).text_and_spans(talk)
+        texts.append(_Marked(text, talk.quote))
         spans.append(said)
     rendered = []
-    for encoded, said, name in zip(chat.encode(texts), spans, where, strict=True):
+    for encoded, said, name in zip(_encode(tokenizer, texts), spans, where, strict=True):
         mask = encoded.mask(said)
         if not mask.any():
             raise UserError(
@@ -77,32 +98,59 @@ def render_all(
 
 
 def render_prompt(
-    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], where: str = "messages"
+    tokenizer: "PreTrainedTokenizerFast",
+    messages: Sequence[Message],
+    where: str = "messages",
+    tools: Tools = None,
 ) -> np.ndarray:
-    """int32[T]: the conversation, without a closing assistant turn, then the template's request
-    for an answer."""
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    chat = _Chat(tokenizer)
-    text = chat.text(messages, where, add_generation_prompt=True)
-    return chat.encode([text])[0].tokens
+    """int32[T]: the turns so far, then the template's request for an answer.
+
+    These are the tokens that training sees before the answer, if the template does not change what
+    it wrote as the conversation grows.
+    """
+    template = template_of(tokenizer, tools=bool(tools))
+    talk = template.talk(messages, tools, where=where)
+    text = turns_of(template).prompt(talk)
+    return _encode(tokenizer, [_Marked(text, talk.quote)])[0].tokens
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """The token to stop at: what the chat template closes an answer with, else the end of text.
+    """The token to stop at: the one that training teaches as the end of an answer.
 
     Chat models end a turn with a token of their own (Gemma's ``<end_of_turn>``), and rarely a text.
     """
+    return ending(tokenizer).token
+
+
+def ending(tokenizer: "PreTrainedTokenizerFast") -> Ending:
+    """What training teaches as the end of an answer.
+
+    Raises:
+      UserError: nothing could be.
+    """
     if tokenizer.chat_template:
-        exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        tokens, mask = render(tokenizer, exchange)
-        last = int(tokens[mask][-1])
-        if last in tokenizer.added_tokens_decoder:
-            return last
+        stop = turns_of(template_of(tokenizer)).stop
+        if stop.how != "end of text":
+            token: Any = tokenizer.convert_tokens_to_ids(stop.text)
+            told = {
+                "inside": None,
+                "outside": f"{stop.text} closes an answer outside of the chat template's "
+                "{% generation %} block; it is learned as its end all the same",
+                "next turn": "the chat template does not close an answer, so what begins the next "
+                f"turn is learned as its end and ends generation: {stop.text}",
+            }[stop.how]
+            return Ending(int(token), told)
     if tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path or "the tokenizer"
-        raise UserError(f"{name} has no eos_token; add it to its tokenizer_config.json")
-    return int(tokenizer.eos_token_id)
+        raise UserError(
+            f"{name} has no eos_token, and nothing else could end an answer; "
+            "add it to its tokenizer_config.json"
+        )
+    told = (
+        "the chat template has no token that closes an answer, so the end of text is learned as "
+        f"the end of the last answer and ends generation: {tokenizer.eos_token}"
+    )
+    return Ending(int(tokenizer.eos_token_id), told if tokenizer.chat_template else None)
 
 
 class _Piece(NamedTuple):
@@ -133,137 +181,46 @@ class _Encoded(NamedTuple):
     tokens: np.ndarray
     pieces: list[tuple[_Piece, Any]]
 
-    def mask(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    def mask(self, spans: Sequence[Span]) -> np.ndarray:
         """bool[T], True on tokens with a character in one of the spans."""
         mask, before = np.zeros(len(self.tokens), bool), 0
+        spans_Sx2 = np.asarray(spans, np.int64).reshape(-1, 2)
         for piece, encoding in self.pieces:
-            for start, stop in spans:
-                low, high = max(start - piece.offset, 0), stop - piece.offset
-                if low < min(high, len(piece.text)):
-                    first, last = (_token_from(encoding, c, piece.text) for c in (low, high))
-                    if last < len(encoding) and encoding.token_to_chars(last)[0] < high:
-                        last += 1
+            span_of = spans_Sx2 - piece.offset
+            inside = (span_of[:, 0] < len(piece.text)) & (span_of[:, 1] > 0)
+            if inside.any():
+                # Tokens and spans are in the order of the text.
+                ends = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64)
+                starts, stops = ends.reshape(-1, 2).T
+                low = np.searchsorted(stops, span_of[inside, 0], "right")
+                high = np.searchsorted(starts, span_of[inside, 1], "left")
+                for first, last in zip(low, high, strict=True):
                     mask[before + first : before + last] = True
             before += len(encoding)
         return mask
 
 
-def _token_from(encoding: Any, start: int, text: str) -> int:
-    """The first token with a character from ``start`` on; how many there are if none has."""
-    for character in range(start, len(text)):
-        token: int | None = encoding.char_to_token(character)
-        if token is not None:
-            return token
-    return len(encoding)
+def _encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[_Marked]) -> list[_Encoded]:
+    """Tokens of each text; what is marked is tokenized as mere text."""
+    pieces = [list(text.pieces()) for text in texts]
+    plain, mere = (
+        _tokens(tokenizer, [p.text for ps in pieces for p in ps if p.mere_text == kind], kind)
+        for kind in (False, True)
+    )
+    encoded = []
+    for parts in pieces:
+        found = [(part, next(mere if part.mere_text else plain)) for part in parts]
+        tokens = np.concatenate([np.array(one.ids, np.int32) for _, one in found])
+        encoded.append(_Encoded(tokens, found))
+    return encoded
 
 
-class _Chat:
-    """A tokenizer's chat template: conversation → text → tokens."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        if not tokenizer.chat_template:
-            name = tokenizer.name_or_path or "the tokenizer"
-            raise UserError(
-                f"{name} has no chat template; add chat_template.jinja to its folder, "
-                "or choose an instruction-tuned model's tokenizer"
-            )
-        self.tokenizer = tokenizer
-        self.template = tokenizer.get_chat_template()
-        self.values = {**tokenizer.special_tokens_map, **_FIXED}
-        specials = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-        longest_first = sorted(specials, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-    def text(
-        self, messages: Sequence[Message], where: str, *, add_generation_prompt: bool
-    ) -> _Marked:
-        """The conversation as text."""
-        messages, mark = self._mark(messages)
-        rendered, _ = self._render(messages, where, add_generation_prompt=add_generation_prompt)
-        return _Marked(rendered, mark)
-
-    def text_and_spans(
-        self, messages: Sequence[Message], where: str, supervise: Supervise
-    ) -> tuple[_Marked, list[tuple[int, int]]]:
-        """The conversation as text, and the character ranges to learn from the assistant."""
-        messages, mark = self._mark(messages)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if _GENERATION.search(self.template):
-            text, spans = self._render(messages, where, return_assistant_tokens_mask=True)
-            if supervise == "last" and len(turns) > 1:
-                # A turn may have several blocks, so those of the turns before are counted.
-                before = messages[: turns[-1]]
-                _, earlier = self._render(before, where, return_assistant_tokens_mask=True)
-                spans = spans[len(earlier) :]
-        else:
-            text, _ = self._render(messages, where)
-            spans = [
-                self._span_by_prefix(text, messages[: i + 1], where)
-                for i in (turns if supervise == "all" else turns[-1:])
-            ]
-        return _Marked(text, mark), spans
-
-    def _span_by_prefix(
-        self, text: str, messages: Sequence[Message], where: str
-    ) -> tuple[int, int]:
-        """What the last of ``messages``, an assistant turn, adds to the text that asks for it."""
-        asked, _ = self._render(messages[:-1], where, add_generation_prompt=True)
-        # A line break between turns is the template's, not the assistant's.
-        answered = self._render(messages, where)[0].rstrip()
-        if not (answered.startswith(asked) and text.startswith(answered)):
-            raise UserError(
-                f"{where}: the chat template rewrites earlier turns as the conversation grows, so "
-                "the assistant's tokens can not be found; add {% generation %} tags to the "
-                "template, or try data.supervise=last"
-            )
-        return len(asked), len(answered)
-
-    def encode(self, texts: Sequence[_Marked]) -> list[_Encoded]:
-        """Tokens of each text; what is marked is tokenized as mere text."""
-        pieces = [list(text.pieces()) for text in texts]
-        plain, mere = (
-            self._tokenize([p.text for parts in pieces for p in parts if p.mere_text == kind], kind)
-            for kind in (False, True)
-        )
-        encoded = []
-        for parts in pieces:
-            found = [(part, next(mere if part.mere_text else plain)) for part in parts]
-            tokens = np.concatenate([np.array(one.ids, np.int32) for _, one in found])
-            encoded.append(_Encoded(tokens, found))
-        return encoded
-
-    def _tokenize(self, texts: list[str], mere_text: bool) -> Iterator[Any]:
-        # Not the tokenizer itself: it makes lists of much that is not needed, which takes as long.
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = mere_text
-        yield from backend.encode_batch(texts, add_special_tokens=False)
-
-    def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
-        everything = "".join(message["content"] for message in messages)
-        mark = next(mark for mark in _MARKS if mark not in everything)
-        if self.special.search(everything):
-            messages = [
-                {**m, "content": self.special.sub(rf"{mark}\g<0>{mark}", m["content"])}
-                for m in messages
-            ]
-        return list(messages), mark
-
-    def _render(
-        self, messages: Sequence[Message], where: str, **options: bool
-    ) -> tuple[str, list[tuple[int, int]]]:
-        import jinja2
-        from transformers.utils import chat_template_utils
-
-        # Its annotation says it returns a string; it returns two lists.
-        render: Callable[..., Any] = chat_template_utils.render_jinja_template
-        try:
-            texts, spans = render(
-                [list(messages)], chat_template=self.template, **options, **self.values
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(
-                f"{where}: the chat template refuses this conversation: {error}"
-            ) from error
-        return texts[0], spans[0] if spans else []
+def _tokens(
+    tokenizer: "PreTrainedTokenizerFast", texts: list[str], mere_text: bool
+) -> Iterator[Any]:
+    # Not the tokenizer itself: it makes lists of much that is not needed, which takes as long.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = mere_text
+    yield from backend.encode_batch(texts, add_special_tokens=False)

@@ -93,6 +93,7 @@ def collect(
     opened = {part: source.open() for part, source in parts.items()}
     content = {
         part: (rows.digest(), list(map(label, rows.names)), parts[part].form, parts[part].fields)
+        + ((parts[part].ignore,) if parts[part].ignore else ())
         for part, rows in opened.items()
     }
     cut = None if domain.test else test_examples

@@ -19,6 +19,7 @@ could forgive itself: here the items are counted.
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -126,8 +127,14 @@ class Index:
 
 
 def record_texts(record: Record) -> list[str]:
-    """Everything a record says: its turns, or its text."""
-    return [turn["content"] for turn in record.messages] or [record.text or ""]
+    """Everything a record says: turns with their reasoning and calls, and tools; or its text."""
+    if record.text is not None:
+        return [record.text]
+    said = []
+    for turn in record.messages:
+        said += [turn[key] for key in ("reasoning_content", "content") if turn.get(key)]
+        said += [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return said + [json.dumps(tool, ensure_ascii=False) for tool in record.tools or ()]
 
 
 def examples(records: Iterable[Record]) -> Iterator[Example]:

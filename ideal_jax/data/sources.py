@@ -9,7 +9,7 @@ from ideal_jax.config import choice, nearest
 from ideal_jax.config import names as comma_names
 from ideal_jax.data.files import SUFFIXES, Files
 from ideal_jax.data.hubs import HuggingFace, Tfds
-from ideal_jax.data.records import FIELDS, FORMS, Record, Row, record_of
+from ideal_jax.data.records import BESIDE, FIELDS, FORMS, Record, Row, record_of
 from ideal_jax.data.records import Message as Message
 from ideal_jax.errors import UserError
 
@@ -22,19 +22,21 @@ class Source(NamedTuple):
       form: which of `records.FORMS` it is written in; "" recognises it.
       fields: (our name, theirs) of fields that are called otherwise.
       data_dir: where TensorFlow Datasets look for a name.
+      ignore: keys of its rows and turns to do without, though they change the examples.
     """
 
     spec: str
     form: str = ""
     fields: tuple[tuple[str, str], ...] = ()
     data_dir: str = ""
+    ignore: tuple[str, ...] = ()
 
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms to look for: the one that is given, else those that the fields speak of."""
         if self.form:
             return (self.form,)
-        ours = {ours for ours, _ in self.fields} - {"id"}
+        ours = {ours for ours, _ in self.fields} - {*BESIDE}
         return tuple(
             name for name, form in FORMS.items() if not ours or ours & {*form.needs, *form.others}
         )
@@ -42,7 +44,8 @@ class Source(NamedTuple):
     @property
     def wanted(self) -> tuple[str, ...]:
         """Names of the columns to read."""
-        return tuple(dict(self.fields).values()) + FIELDS
+        ours = tuple(field for field in FIELDS if field not in self.ignore)
+        return tuple(dict(self.fields).values()) + ours
 
     def open(self) -> Files | HuggingFace | Tfds:
         """Its rows and their digest."""
@@ -114,7 +117,7 @@ def read_domain(
 ) -> Iterator[Record]:
     """The examples of a source, one at a time.
 
-    Fields not needed are ignored.
+    Fields that can not change an example are ignored.
 
     Args:
       source: or the path of a file or folder.
@@ -129,7 +132,7 @@ def read_domain(
         try:
             if isinstance(row, UserError):
                 raise row
-            record = record_of(source.renamed(row), name, number, forms)
+            record = record_of(source.renamed(row), name, number, forms, source.ignore)
         except UserError as error:
             refuse(error)
         else:
@@ -155,7 +158,7 @@ def _declared(name: str, entry: Any) -> Domain:
         raise UserError(f"{key}: a domain's name is a word without / or comma")
     if not hasattr(entry, "items"):
         raise UserError(f'{key}: must be a section, as in {{"train": "folder/train.jsonl", …}}')
-    _known(key, dict(entry), (*Domain._fields, "form", "fields", "data_dir"))
+    _known(key, dict(entry), (*Domain._fields, "form", "fields", "data_dir", "ignore"))
     fields = entry.get("fields", {})
     if not hasattr(fields, "items"):
         raise UserError(f'{key}.fields: must be a section, as in {{"prompt": "question"}}')
@@ -167,7 +170,11 @@ def _declared(name: str, entry: Any) -> Domain:
         if not entry.get(part):
             raise UserError(f"{key}.{part} is missing; each domain needs a {part} set")
     make = functools.partial(
-        Source, form=form, fields=tuple(sorted(fields.items())), data_dir=entry.get("data_dir", "")
+        Source,
+        form=form,
+        fields=tuple(sorted(fields.items())),
+        data_dir=entry.get("data_dir", ""),
+        ignore=comma_names(entry.get("ignore", "")),
     )
     test = make(entry["test"]) if entry.get("test") else None
     return Domain(make(entry["train"]), make(entry["reference"]), test)

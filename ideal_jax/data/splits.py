@@ -53,5 +53,6 @@ def prompt_key(record: Record) -> int:
     turns: object = record.text
     if record.text is None:
         turns = [(m["role"], m["content"]) for m in record.messages if m["role"] != "assistant"]
+        turns = [*turns, record.tools] if record.tools else turns
     digest = hashlib.sha256(json.dumps(turns).encode()).digest()
     return int.from_bytes(digest[:8], "big")

@@ -115,7 +115,8 @@ def tokenized(
         texts = [record.text for _, record in batch if record.text is not None]
         where = [f"{record.where} (id {record.id})" for record in talks]
         messages = [talk.messages for talk in talks]
-        rendered = iter(render_all(tokenizer, messages, where, supervise))
+        tools = [talk.tools for talk in talks]
+        rendered = iter(render_all(tokenizer, messages, where, supervise, tools))
         plain = _plain(tokenizer, texts)
         for number, record in batch:
             if record.text is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ideal_jax.data.records import Record
 from ideal_jax.data.sources import Source, find_sources, read_domain
+from ideal_jax.data.templates import TokenizerError
 from ideal_jax.data.tokenizers import load_tokenizer
 from ideal_jax.data.tokenizing import tokenized
 from ideal_jax.errors import UserError
@@ -24,7 +25,7 @@ def validate(section: Any, reporter: Reporter) -> None:
     So is one that the chat template refuses, if the tokenizer brings its own.
 
     Raises:
-      UserError: there are any; or a source can not be read at all.
+      UserError: there are any; or a source can not be read, or the tokenizer not be used, at all.
     """
     own = section.tokenizer == "byte" or section.tokenizer.startswith("bpe:")
     tokenizer = None if own else load_tokenizer(section.tokenizer)
@@ -75,6 +76,8 @@ def _refusal(
     try:
         for _ in tokenized(records, tokenizer, supervise):
             pass
+    except TokenizerError:
+        raise
     except UserError as error:
         return error
     return None

@@ -1,5 +1,6 @@
 """One round's evaluation: loss and greedy exact match per capability."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 
 from ideal_jax import config as config_lib
-from ideal_jax.data import end_of_turn, example_batches, render_prompt
+from ideal_jax.data import end_of_turn, example_batches, render_all, render_prompt
+from ideal_jax.data.records import Record
+from ideal_jax.errors import UserError
 from ideal_jax.evaluation import Losses, domain_losses, generate_all, make_generate
 from ideal_jax.mixture import permutation
 from ideal_jax.models import example_losses
@@ -129,13 +132,11 @@ def _loss_entry(session: Session, domain: str, split: str, losses: Losses) -> di
 def _exact_match(
     session: Session, generate: Any, params: Any, domain: str
 ) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]], float]:
-    """(the task, if the domain's test set has conversations; samples of it; tokens computed)."""
+    """(the task, if the domain's test set has prompts to answer; samples; tokens computed)."""
     config, tokenizer = session.config, session.data.tokenizer
-    found = session.data.records(domain, "test")[: config.eval.examples]
-    records = [record for record in found if record.text is None]
+    records, prompts = _prompts(session, domain)
     if len(records) < 2:
         return [], [], 0.0
-    prompts = [render_prompt(tokenizer, record.messages) for record in records]
     outputs = generate_all(
         generate,
         session.mesh,
@@ -148,7 +149,15 @@ def _exact_match(
     texts = [""] * len(records)
     for index, tokens in outputs:
         texts[index] = _text(session, tokens).strip()
-    expected = [record.messages[-1]["content"].strip() for record in records]
+    # As the template writes it: some put a thought before every answer, and that is learned.
+    answers = render_all(
+        tokenizer,
+        [record.messages for record in records],
+        [record.where for record in records],
+        "last",
+        [record.tools for record in records],
+    )
+    expected = [_text(session, answer.tokens[answer.mask]).strip() for answer in answers]
     hits = np.asarray([text == want for text, want in zip(texts, expected, strict=True)], float)
     task = {
         "name": "exact_match",
@@ -161,7 +170,7 @@ def _exact_match(
     shown = [
         {
             "domain": domain,
-            "prompt": records[i].messages[-2]["content"],
+            "prompt": records[i].prompt[-1]["content"],
             "generated": texts[i],
             "reference": expected[i],
             "correct": bool(hits[i]),
@@ -170,6 +179,31 @@ def _exact_match(
     ]
     computed = float(sum(len(p) for p in prompts) + len(prompts) * config.eval.max_new_tokens)
     return [task], shown, computed
+
+
+def _prompts(session: Session, domain: str) -> tuple[list[Record], list[np.ndarray]]:
+    """The test examples that ask for a text, and what is asked; tells how many do not."""
+    found = session.data.records(domain, "test")[: session.config.eval.examples]
+    talks = [record for record in found if record.text is None]
+    records, prompts = [], []
+    for record in talks:
+        answer = record.messages[len(record.prompt)]
+        if not record.prompt or answer.get("tool_calls"):
+            continue
+        # What a template writes as part of a conversation it may refuse as its beginning.
+        with contextlib.suppress(UserError):
+            tokens = render_prompt(
+                session.data.tokenizer, record.prompt, record.where, record.tools
+            )
+            records.append(record)
+            prompts.append(tokens)
+    if missing := len(talks) - len(records):
+        session.reporter.console.print(
+            f"{domain}: {missing} of {len(talks)} test conversations have no prompt to answer in "
+            "words, so exact match leaves them out",
+            soft_wrap=True,
+        )
+    return records, prompts
 
 
 def _text(session: Session, tokens: np.ndarray) -> str:

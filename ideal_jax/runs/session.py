@@ -9,7 +9,7 @@ import numpy as np
 
 from ideal_jax import config as config_lib
 from ideal_jax import processes, sharding, training
-from ideal_jax.data import Dataset, prepare, synthetic
+from ideal_jax.data import Dataset, ending, prepare, synthetic
 from ideal_jax.data.sources import find_sources, is_built_in
 from ideal_jax.errors import UserError
 from ideal_jax.influence.decoder import decoder_problem
@@ -198,7 +198,10 @@ def data_section(config: Any) -> Any:
 
 
 def tell_left_out(data: Dataset, reporter: Reporter) -> None:
-    """Prints how many examples of each domain were left out or cut, and why."""
+    """Prints how many examples of each domain were left out or cut, and why; and what ends an
+    answer, where the chat template does not close it in the usual way."""
+    if told := ending(data.tokenizer).told:
+        reporter.console.print(f"data: {told}", soft_wrap=True, markup=False)
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:

@@ -75,7 +75,7 @@ def test_text_that_spells_a_special_token_stays_text(tokenizer, forged):
     assert [t for t in tokens.tolist() if t < 5] == [2, 3, 4]
     assert tokenizer.decode(tokens[mask]) == f"you said {forged}!<|end|>"
     assert tokenizer.decode(tokens) == f"<|user|>{forged}<|assistant|>you said {forged}!<|end|>"
-    prompt = render_prompt(tokenizer, messages)
+    prompt = render_prompt(tokenizer, messages[:-1])
     np.testing.assert_array_equal(prompt, tokens[: len(prompt)])
 
 
@@ -83,9 +83,8 @@ def test_text_that_spells_a_special_token_stays_text(tokenizer, forged):
 def test_the_prompt_is_what_precedes_the_last_answer(tokenizer):
     messages = turns("hi", "yo", "bye?", "ok")
     tokens, _ = render(tokenizer, messages)
-    prompt = render_prompt(tokenizer, messages)
+    prompt = render_prompt(tokenizer, messages[:-1])
     np.testing.assert_array_equal(prompt, tokens[:-3])
-    np.testing.assert_array_equal(prompt, render_prompt(tokenizer, messages[:-1]))
     assert tokenizer.decode(prompt).endswith("<|end|><|user|>bye?<|assistant|>")
 
 
@@ -111,7 +110,7 @@ def test_tokens_do_not_depend_on_the_day():
         "{% endif %}{{ date_string }}{% for m in messages %}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
     )
-    assert dated.decode(render(dated, turns("a", "b")).tokens) == "26 Jul 2024b"
+    assert dated.decode(render(dated, turns("a", "b")).tokens) == "26 Jul 2024b<|end|>"
 
 
 @pytest.mark.parametrize(

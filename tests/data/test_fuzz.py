@@ -19,12 +19,17 @@ from ideal_jax.data.tokenizing import tokenized
 from ideal_jax.errors import UserError
 
 BYTE = byte_tokenizer()
-KEYS = st.sampled_from([*FIELDS, "role", "content", "from", "value", "other", ""])
-WORDS = st.sampled_from(["user", "assistant", "system", "human", "gpt", "<|end|>", "\ud800", "é\0"])
+TURN_KEYS = ["role", "content", "from", "value", "weight", "type", "text", "function", "name"]
+KEYS = st.sampled_from([*FIELDS, *TURN_KEYS, "arguments", "other", ""])
+ROLES = ["user", "assistant", "system", "tool", "developer", "human", "gpt", "function_call"]
+WORDS = st.sampled_from([*ROLES, "<|end|>", "\ud800", "é\0", '{"name": "f"}', "[]", '"\\ud800"'])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | WORDS
-TURN = st.fixed_dictionaries({"role": SCALARS, "content": SCALARS}) | st.fixed_dictionaries(
-    {"from": SCALARS, "value": SCALARS}
-)
+PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": SCALARS}), max_size=2)
+CALLS = st.lists(st.fixed_dictionaries({"name": SCALARS, "arguments": SCALARS}), max_size=2)
+MORE = {"weight": SCALARS, "tool_calls": CALLS | SCALARS, "thinking": SCALARS, "name": SCALARS}
+TURN = st.fixed_dictionaries(
+    {"role": SCALARS, "content": SCALARS | PARTS}, optional=MORE
+) | st.fixed_dictionaries({"from": SCALARS, "value": SCALARS | PARTS}, optional=MORE)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
@@ -55,6 +60,12 @@ def check(path, rows):
         assert isinstance(record, Record)
         assert re.fullmatch(rf"{re.escape(str(path))}:[1-9]\d*", record.where)
         assert 0 <= prompt_key(record) < 2**64
+        json.dumps(vars(record), ensure_ascii=False).encode()
+        turns = [turn.keys() for turn in record.messages]
+        if record.tools or any(keys & {"tool_calls", "reasoning_content"} for keys in turns):
+            with pytest.raises(UserError, match=r"(?s):[1-9]\d* \(id .*does not write"):
+                list(tokenized([record], BYTE))
+            continue
         (example,) = tokenized([record], BYTE)
         assert len(example.tokens) == len(example.mask)
         assert example.id.encode().decode() == record.id

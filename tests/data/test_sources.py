@@ -49,7 +49,7 @@ def turn(role="assistant", content="a"):
         ({"question": "a"}, ':2: needs "messages"'),
         ({"messages": "a"}, ':2: "messages" must be a list, found str'),
         ({"messages": ["a"]}, "must be an object, found str"),
-        ({"messages": [turn("robot")]}, "must be one of system, user, assistant, found 'robot'"),
+        ({"messages": [turn("robot")]}, "must be one of system, user, assistant, developer, tool"),
         ({"messages": [turn(content=None)]}, '"content" must be a string, found nothing'),
         ({"messages": [turn(content=3)]}, '"content" must be a string, found int'),
         ({"messages": []}, ":2: has no assistant turn"),
