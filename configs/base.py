@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     d.root = ""  # [result] folder with one sub-folder per domain; empty: the built-in capabilities
     d.sources = ConfigDict()  # [result] further domains, from anywhere: see docs/data.md
     d.domains = ""  # [result] comma-separated domains, in order; empty: all of them
-    d.tokenizer = "auto"  # [result] model.init's, else "byte"; "bpe:<size>", trained here; a folder
+    d.tokenizer = "auto"  # [result] the model's; another name or folder must have the same tokens
     d.supervise = "all"  # [result] learn from "all" assistant turns, or the "last" one only
     d.row_length = 64  # [result] T, tokens in a training row
     d.overlong = "truncate"  # [result] what becomes of longer conversations, or "drop"
@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     la.target = "attention/|mlp/"  # [result] regex: dense layers of a block with an adapter
 
     c.base = b = ConfigDict()  # pre-training of the base model M_0 when model.init is "random"
+    b.tokenizer = "byte"  # [result] its tokenizer; "bpe:<size>", trained on the domains; a folder
     b.examples = 16384  # [result] generic examples (built-in data) to pre-train on
     b.steps = 1008  # [result] steps; 0: the random initialisation is the base
     b.batch_size = 16  # [result] rows per step

@@ -17,7 +17,7 @@ from ideal_jax.config import load
 
 def get_config() -> ConfigDict:
     c = load(pathlib.Path(__file__).with_name("base.py"))
-    c.data.tokenizer = "bpe:8192"
+    c.base.tokenizer = "bpe:8192"
     c.data.row_length = 512
     c.data.max_segments = 16
     c.data.test_examples = 100

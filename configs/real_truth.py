@@ -17,7 +17,7 @@ from ideal_jax.config import load
 
 def get_config() -> ConfigDict:
     c = load(pathlib.Path(__file__).with_name("real_small.py"))
-    c.data.tokenizer = "bpe:2048"
+    c.base.tokenizer = "bpe:2048"
     c.data.row_length = 256
     c.data.max_segments = 8
     c.model.d_model = 96

@@ -34,7 +34,15 @@ from ideal_jax.data.collect import SPLITS, Collected, Records, collect, is_colle
 from ideal_jax.data.overlap import record_texts
 from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
-from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, train_bpe
+from ideal_jax.data.tokenizers import (
+    byte_tokenizer,
+    digest,
+    files_digest,
+    load_tokenizer,
+    refuse_other,
+    tokens_digest,
+    train_bpe,
+)
 from ideal_jax.data.tokenizing import tokenize, useful_workers
 from ideal_jax.data.workers import Crew
 from ideal_jax.errors import UserError
@@ -90,6 +98,7 @@ def prepare(
     folder: str | Path,
     seed: int,
     progress: Progress = _silent,
+    own: Path | None = None,
 ) -> Dataset:
     """The data of a run; prepared on the first call, continued after a kill, opened afterwards.
 
@@ -97,9 +106,11 @@ def prepare(
       config: the ``data`` section (see ``configs/base.py``).
       folder: ``<workdir>/data``. Processes that share it take turns.
       seed: of the built-in capabilities; real data does not depend on it.
+      own: the tokenizer of the model; the one that ``config`` names must have its tokens.
 
     Raises:
-      UserError: bad or missing data, or a folder that was prepared with other settings.
+      UserError: bad or missing data, another tokenizer than the model's, or a folder that was
+        prepared with other settings.
     """
     _check(config)
     folder, cache = Path(folder), cache_folder(config.cache)
@@ -108,7 +119,7 @@ def prepare(
         path = folder / "dataset.json"
         summary = json.loads(path.read_text()) if path.exists() else None
         if summary is None or not _cached(cache, summary):
-            made = _make(config, folder, cache, seed, progress)
+            made = _make(config, folder, cache, seed, progress, own)
             if summary is None:
                 with landing(path) as partial:
                     partial.write_text(json.dumps(made, indent=1))
@@ -142,6 +153,8 @@ def _check(config: Any) -> None:
 def _claim(folder: Path, config: Any, seed: int) -> None:
     keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong", "test_examples"]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
+    if Path(config.tokenizer).is_dir():  # its content: the folder may move
+        settings["data.tokenizer"] = f"sha256:{files_digest(Path(config.tokenizer))}"
     settings["data.decontaminate"] = config.benchmarks if config.decontaminate else False
     settings |= dict(config_lib.flatten(config.sources, "data.sources."))
     if is_built_in(config):
@@ -164,14 +177,22 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
             partial.write_text(json.dumps(settings, indent=1))
 
 
-def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress) -> dict[str, Any]:
+def _make(
+    config: Any, folder: Path, cache: Path, seed: int, progress: Progress, own: Path | None
+) -> dict[str, Any]:
     """Whatever is missing; what goes into ``dataset.json``."""
     with Crew(config.workers) as crew:
-        return _make_with(crew, config, folder, cache, seed, progress)
+        return _make_with(crew, config, folder, cache, seed, progress, own)
 
 
 def _make_with(
-    crew: Crew, config: Any, folder: Path, cache: Path, seed: int, progress: Progress
+    crew: Crew,
+    config: Any,
+    folder: Path,
+    cache: Path,
+    seed: int,
+    progress: Progress,
+    own: Path | None,
 ) -> dict[str, Any]:
     collected: dict[str, Collected] = {}
     benchmarks = Benchmarks(config.benchmarks) if config.decontaminate else None
@@ -183,7 +204,7 @@ def _make_with(
 
         told(0)
         collected[name] = collect(domain, config.test_examples, benchmarks, cache, told)
-    tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress)
+    tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress, own)
     decides = [digest(tokenizer), config.supervise, config.row_length, config.overlong]
     entries = {
         name: entry(cache, "tokens", [sets.path.name, *decides]) for name, sets in collected.items()
@@ -201,6 +222,7 @@ def _make_with(
     return {
         "names": list(entries),
         **_summary(entries, collected, tokenizer),
+        "tokenizer": files_digest(folder / "tokenizer"),
         "records": {name: sets.path.name for name, sets in collected.items()},
         "tokens": {name: path.name for name, path in entries.items()},
     }
@@ -236,19 +258,26 @@ def _make_tokenizer(
     cache: Path,
     collected: Mapping[str, Collected],
     progress: Progress,
+    own: Path | None,
 ) -> "PreTrainedTokenizerFast":
     path = folder / "tokenizer"
     if not path.exists():
         kind, _, size = spec.partition(":")
         if kind == "bpe" and size.isdecimal():
             progress("train tokenizer", 0, None)
-            trained = _trained(int(size), cache, collected)
-            with landing(path) as partial:
-                shutil.copytree(trained, partial)
+            tokenizer = load_tokenizer(_trained(int(size), cache, collected))
         else:
             tokenizer = byte_tokenizer() if spec == "byte" else load_tokenizer(spec)
-            with landing(path) as partial:
-                tokenizer.save_pretrained(partial)
+        if own is not None and Path(spec) != own:
+            refuse_other(tokenizer, spec, own)
+        with landing(path) as partial:
+            tokenizer.save_pretrained(partial)
+            # A library that saves less than it has read would change ids without a word.
+            if tokens_digest(load_tokenizer(partial)) != tokens_digest(tokenizer):
+                raise UserError(
+                    f"tokenizer {spec} is another one when transformers has saved it; give a folder"
+                    " that PreTrainedTokenizerFast.save_pretrained wrote"
+                )
     # Always the saved one, so that a first and a later start use the same object.
     return load_tokenizer(path)
 
@@ -310,6 +339,11 @@ def _cached(cache: Path, summary: Mapping[str, Any]) -> bool:
 
 
 def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:
+    if summary.get("tokenizer") not in (None, files_digest(folder / "tokenizer")):
+        raise UserError(
+            f"{folder / 'tokenizer'} has changed since the data was prepared with it; restore it, "
+            "or use another work directory"
+        )
     names = tuple(summary["names"])
     train, reference, test = (
         {name: TokenStore.open(cache / "tokens" / summary["tokens"][name] / part) for name in names}

@@ -59,7 +59,8 @@ def hf_folder(path_or_name: str | Path) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(path_or_name), allow_patterns=["*.json", "*.jinja", "*.safetensors"]
+                str(path_or_name),
+                allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt"],
             )
         )
     except Exception as error:  # the hub's client has dozens, and all mean the same to a user

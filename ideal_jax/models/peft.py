@@ -25,7 +25,7 @@ def save_peft(path: str | Path, model: Decoder, adapters: Any, base: str) -> Non
       path: the folder; must not exist.
       model: its config says what the adapters are.
       adapters: the trained tree.
-      base: name or folder of the model they belong to.
+      base: folder of Hugging Face, or name on the hub, of the model they belong to.
 
     Raises:
       UserError: there is something at ``path``.
@@ -62,3 +62,12 @@ def save_peft(path: str | Path, model: Decoder, adapters: Any, base: str) -> Non
                 "inference_mode": True,
             }
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def name_base(path: Path, base: str) -> None:
+    """Makes a folder that ``save_peft`` wrote name ``base`` as the model it belongs to."""
+    file = path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    if config["base_model_name_or_path"] != base:
+        with landing(file) as partial:
+            partial.write_text(json.dumps({**config, "base_model_name_or_path": base}, indent=2))

@@ -72,27 +72,24 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
     Args:
       config: a folder in ``model.init`` decides the shape; the ``model`` section that of a random
         model and, always, dtypes, remat and unroll. Attention is left to ``with_attention``.
-      vocab_size: of the tokenizer.
+      vocab_size: of a random model.
 
     Raises:
-      UserError: no model in ``model.init``, or one with a smaller vocabulary.
+      UserError: no model in ``model.init``, or adapters of one that is gone.
     """
     options = config.model
     placed = {key: options[key] for key in ("dtype", "param_dtype", "remat", "unroll")}
     if options.init == RANDOM:
         shape = {key: value for key, value in options.items() if key not in ("init", "attention")}
         model = Decoder(DecoderConfig(vocab_size=vocab_size, **shape))
-    elif _is_ours(options.init):
-        model = saved_model(_path(options.init))[0]
+    elif is_ours(options.init):
+        model, base = saved_model(folder_of(options.init))
+        if base:
+            _refuse_lost(options.init, base)
     else:
         folder = hf_folder(options.init)
         model = hf_model(folder, options.param_dtype)
         check_tensors(folder, model)
-    if vocab_size > model.cfg.vocab_size:
-        raise UserError(
-            f"model.init={options.init} knows {model.cfg.vocab_size} tokens, the tokenizer "
-            f"{vocab_size}; give its own with data.tokenizer"
-        )
     cfg = dataclasses.replace(model.cfg, **placed)
     model = Decoder(dataclasses.replace(cfg, lora=_adapters(config, cfg)), model.origin)
     if model.cfg.lora is not None and not lora.split(abstract_params(model))[1]:
@@ -130,12 +127,19 @@ def with_attention(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Deco
     return Decoder(cfg, model.origin)
 
 
-def init_tokenizer(init: str) -> str:
-    """The folder of the tokenizer that comes with ``model.init``; "" if none does."""
-    if init == RANDOM:
-        return ""
-    folder = _path(init) if _is_ours(init) else hf_folder(init)
-    return str(folder.absolute()) if (folder / "tokenizer_config.json").exists() else ""
+def is_ours(init: str) -> bool:
+    """Whether another run wrote the folder; a missing one is told as if it had."""
+    folder = folder_of(init)
+    if (folder / "model.json").exists() or (
+        folder.exists() and not (folder / "config.json").exists()
+    ):
+        return True
+    return not folder.exists() and init.count("/") != 1
+
+
+def folder_of(init: str) -> pathlib.Path:
+    """The folder that ``model.init`` names, if it is none on the hub."""
+    return pathlib.Path(init).expanduser()
 
 
 def without_adapters(model: Decoder) -> Decoder:
@@ -145,10 +149,10 @@ def without_adapters(model: Decoder) -> Decoder:
 
 def init_start(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
     """Where training starts from the folder in ``model.init``."""
-    if not _is_ours(config.model.init):
+    if not is_ours(config.model.init):
         folder = hf_folder(config.model.init)
         return adapted(config, model, mesh, read_params(folder, without_adapters(model), mesh))
-    folder = _path(config.model.init)
+    folder = folder_of(config.model.init)
     saved, base = saved_model(folder)
     if saved.cfg.lora is None:
         whole = load_params(folder, abstract_params(without_adapters(model), mesh))
@@ -162,10 +166,20 @@ def init_start(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
 
 def frozen_folder(init: str) -> str:
     """The folder (or hub name) of the parameters under the adapters of ``model.init``."""
-    if not _is_ours(init):
-        return str(_path(init).absolute()) if _path(init).exists() else init
-    base = saved_model(_path(init))[1]
-    return base or str(_path(init).absolute())
+    if not is_ours(init):
+        return str(folder_of(init).absolute()) if folder_of(init).exists() else init
+    base = saved_model(folder_of(init))[1]
+    return base or str(folder_of(init).absolute())
+
+
+def _refuse_lost(init: str, base: str) -> None:
+    """Refuses adapters whose model is gone."""
+    folder = folder_of(base)
+    if is_ours(base) and not (folder / "model.json").exists():
+        raise UserError(
+            f"model.init={init} holds adapters of the model {base}, which is not there; put it "
+            f'back, or give its new place as "base" in {folder_of(init) / "model.json"}'
+        )
 
 
 def adapted(config: Any, model: Decoder, mesh: jax.sharding.Mesh, whole: Any) -> Start:
@@ -188,17 +202,3 @@ def _adapters(config: Any, cfg: DecoderConfig) -> LoRA | None:
             f"for {tuple(asked)}; set lora.rank=0 to go on with those it has"
         )
     return asked
-
-
-def _is_ours(init: str) -> bool:
-    """Whether another run wrote the folder; a missing one is told as if it had."""
-    folder = _path(init)
-    if (folder / "model.json").exists() or (
-        folder.exists() and not (folder / "config.json").exists()
-    ):
-        return True
-    return not folder.exists() and init.count("/") != 1
-
-
-def _path(init: str) -> pathlib.Path:
-    return pathlib.Path(init).expanduser()

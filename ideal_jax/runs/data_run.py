@@ -20,8 +20,9 @@ from ideal_jax.runs.data_examples import print_examples
 from ideal_jax.runs.data_tables import print_check
 from ideal_jax.runs.data_valid import validate
 from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.model_tokenizer import Choice, check_vocabulary, choose_tokenizer
 from ideal_jax.runs.progress import Advance, Reporter
-from ideal_jax.runs.session import data_section, tell_left_out
+from ideal_jax.runs.session import data_section, tell_left_out, tell_tokenizer
 from ideal_jax.runs.workdir import WorkDir, write_json
 
 # A held-out prompt and a train prompt are often written with one template: a single n-gram in
@@ -52,9 +53,11 @@ def data_run(config: Any, workdir: str | pathlib.Path, *, show: int = 0) -> dict
     config_lib.check(config)
     check_influence(config)
     benchmarks = Benchmarks(config.data.benchmarks)
+    tokenizer = choose_tokenizer(config)
     folder = WorkDir(workdir, config).path
     reporter = Reporter(config.logging.progress)
-    data = _prepared(config, folder / "data", reporter)
+    data = _prepared(config, tokenizer, folder / "data", reporter)
+    check_vocabulary(config, data.tokenizer)
     check = folder / "data_check"
     pairs: dict[str, list[Row]] = {}
     with reporter.phase("benchmarks") as advance:
@@ -84,8 +87,9 @@ def data_run(config: Any, workdir: str | pathlib.Path, *, show: int = 0) -> dict
     return summary
 
 
-def _prepared(config: Any, folder: pathlib.Path, reporter: Reporter) -> Dataset:
-    section = data_section(config)
+def _prepared(config: Any, tokenizer: Choice, folder: pathlib.Path, reporter: Reporter) -> Dataset:
+    section = data_section(config, tokenizer)
+    tell_tokenizer(tokenizer, reporter)
     if (folder / "dataset.json").exists():
         reporter.console.print(
             f"{folder} was prepared before; if files have changed since, use another --workdir",
@@ -94,7 +98,11 @@ def _prepared(config: Any, folder: pathlib.Path, reporter: Reporter) -> Dataset:
     elif not is_built_in(section):
         validate(section, reporter)
     with reporter.phase("prepare") as advance:
-        return prepare(section, folder, config.seed, lambda name, n, of: advance(n, of, name))
+
+        def progress(name: str, done: int, total: int | None) -> None:
+            advance(done, total, name)
+
+        return prepare(section, folder, config.seed, progress, tokenizer.own)
 
 
 def _contamination(data: Dataset, benchmarks: Benchmarks, advance: Advance) -> Iterator[Row]:

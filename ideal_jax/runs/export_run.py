@@ -9,8 +9,9 @@ from ideal_jax import processes
 from ideal_jax.data.chat import end_of_turn
 from ideal_jax.errors import UserError
 from ideal_jax.models import check_export, lora, save_hf, save_peft
+from ideal_jax.models.peft import name_base
 from ideal_jax.runs import cluster
-from ideal_jax.runs.base_model import frozen_folder, init_start
+from ideal_jax.runs.base_model import frozen_folder, init_start, is_ours
 from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
@@ -48,6 +49,8 @@ def export_best(
 ) -> pathlib.Path:
     """Writes ``export/``, and ``adapter/`` where adapters were trained, of the best round.
 
+    Adapters of a model that is none of Hugging Face come with it: ``adapter_base/``.
+
     What is there of this round stays; what is there of another, before rounds were added, goes.
 
     Args:
@@ -63,11 +66,13 @@ def export_best(
     done = (folder / "export").exists() and written.exists() and read_json(written) == record
     if not processes.agree(done):
         if processes.is_writer():
-            for name in ("export", "adapter"):
+            for name in ("export", "adapter", "adapter_base"):
                 shutil.rmtree(folder / name, ignore_errors=True)
         _export(session(), best["round"])
         write_json(written, record)
     if processes.is_writer():
+        if (folder / "adapter_base").exists():  # the work directory may have moved
+            name_base(folder / "adapter", str((folder / "adapter_base").absolute()))
         print(f"model: {folder / 'export'}")
     return folder / "export"
 
@@ -80,10 +85,13 @@ def _export(session: Session, best: int) -> None:
     trained = init_start(config, model, session.mesh)
     with session.reporter.phase("export") as advance:
         advance(0, None, f"round {best}")
-        adapter = session.workdir.path / "adapter"
+        folder, tokenizer = session.workdir.path, session.data.tokenizer
         if model.cfg.lora is not None:
-            save_peft(adapter, model, trained.params, frozen_folder(str(source)))
+            base = frozen_folder(str(source))
+            if is_ours(base):
+                save_hf(folder / "adapter_base", session.whole_model, trained.frozen, tokenizer)
+                base = str((folder / "adapter_base").absolute())
+            save_peft(folder / "adapter", model, trained.params, base)
         whole = lora.merged(model.cfg, trained.frozen, trained.params)
-        target = session.workdir.path / "export"
-        tokenizer = session.data.tokenizer
-        save_hf(target, session.whole_model, whole, tokenizer, end_id=end_of_turn(tokenizer))
+        end_id = end_of_turn(tokenizer)
+        save_hf(folder / "export", session.whole_model, whole, tokenizer, end_id=end_id)

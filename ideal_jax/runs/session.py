@@ -18,13 +18,13 @@ from ideal_jax.models import Decoder, abstract_params, forward_mode
 from ideal_jax.runs import cluster
 from ideal_jax.runs.base_model import (
     check_model,
-    init_tokenizer,
     open_model,
     remarks,
     with_attention,
     without_adapters,
 )
 from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.model_tokenizer import Choice, check_vocabulary, choose_tokenizer
 from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import WorkDir
 
@@ -74,9 +74,11 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     config_lib.check(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check(config, mesh)
+    tokenizer = choose_tokenizer(config)
     folder = WorkDir(workdir, config)
     reporter = Reporter(config.logging.progress)
-    data = _prepare(config, folder, reporter)
+    data = _prepare(config, tokenizer, folder, reporter)
+    check_vocabulary(config, data.tokenizer)
     _check_sizes(data)
     weights = capability_weights(config, len(data.names))
     given = _given_mixture(config, data)
@@ -161,8 +163,9 @@ def _check_sizes(data: Dataset) -> None:
                 )
 
 
-def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
-    target, section = folder.path / "data", data_section(config)
+def _prepare(config: Any, tokenizer: Choice, folder: WorkDir, reporter: Reporter) -> Dataset:
+    target, section = folder.path / "data", data_section(config, tokenizer)
+    tell_tokenizer(tokenizer, reporter)
 
     def check() -> None:
         # What depends on the number of domains is told before their texts are read.
@@ -182,19 +185,24 @@ def _prepare(config: Any, folder: WorkDir, reporter: Reporter) -> Dataset:
             advance(done, total, name)
 
         data = processes.writer_first(
-            lambda: prepare(section, target, config.seed, progress=progress)
+            lambda: prepare(section, target, config.seed, progress, tokenizer.own)
         ) or prepare(section, target, config.seed)
     tell_left_out(data, reporter)
     return data
 
 
-def data_section(config: Any) -> Any:
-    """The ``data`` section, with the name of the tokenizer that "auto" means."""
+def data_section(config: Any, tokenizer: Choice | None = None) -> Any:
+    """The ``data`` section, with the name or folder of the tokenizer that is meant."""
     section = config.data.copy_and_resolve_references()
-    if section.tokenizer == "auto":
-        with section.unlocked():
-            section.tokenizer = init_tokenizer(config.model.init) or "byte"
+    with section.unlocked():
+        section.tokenizer = (tokenizer or choose_tokenizer(config)).spec
     return section
+
+
+def tell_tokenizer(tokenizer: Choice, reporter: Reporter) -> None:
+    """Prints what is to be known of the tokenizer, if anything is."""
+    if tokenizer.told:
+        reporter.console.print(tokenizer.told, soft_wrap=True, markup=False)
 
 
 def tell_left_out(data: Dataset, reporter: Reporter) -> None:

@@ -1,6 +1,7 @@
 """One supervised fine-tuning from M_0 on a given mixture, and M_0 itself."""
 
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -119,10 +120,14 @@ def start(session: Session) -> Start:
     config, mesh, model = session.config, session.mesh, session.model
     if config.model.init != "random":
         return init_start(config, model, mesh)
+    folder = session.workdir.path / "base"
     if config.base.steps == 0:
         whole = random_params(session.whole_model, mesh, config.seed)
+        if model.cfg.lora is not None and not processes.agree((folder / "model.json").exists()):
+            # Whoever reads the adapters again needs what they belong to.
+            save_model(folder, session.whole_model, whole, session.data.folder / "tokenizer")
+            processes.barrier("base")
         return adapted(config, model, mesh, whole)
-    folder = session.workdir.path / "base"
     if processes.agree((folder / "train.json").exists()):
         whole = load_params(folder, abstract_params(session.whole_model, mesh))
     else:
@@ -239,8 +244,9 @@ def _train(
         "seconds": result.seconds,
         "params_sha256": trees.digest(sharding.fetch(result.state.params)),
     }
-    base = str(_frozen_folder(session)) if begin.frozen else ""
-    save_model(folder, session.model, result.state.params, base)
+    base = _frozen_folder(session, folder) if begin.frozen else ""
+    tokenizer = session.data.folder / "tokenizer"
+    save_model(folder, session.model, result.state.params, tokenizer, base)
     processes.barrier(f"{name} record")
     write_json(folder / "speed.json", result.speed)
     session.reporter.console.print(f"{name}: {speed_line(result.speed)}", soft_wrap=True)
@@ -254,12 +260,12 @@ def _note(metrics: Mapping[str, float]) -> str:
     return f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
 
-def _frozen_folder(session: Session) -> str | pathlib.Path:
-    """Where M_0's parameters can be read again."""
-    init = session.config.model.init
-    if init == "random":
-        return (session.workdir.path / "base").absolute()
-    return frozen_folder(init)
+def _frozen_folder(session: Session, folder: pathlib.Path) -> str:
+    """Where M_0's parameters can be read again; seen from ``folder`` if it moves with them."""
+    init, run = session.config.model.init, os.path.abspath(session.workdir.path)
+    base = os.path.join(run, "base") if init == "random" else frozen_folder(init)
+    inside = pathlib.Path(base).is_relative_to(run)
+    return os.path.relpath(base, folder.absolute()) if inside else base
 
 
 def _all_targets(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

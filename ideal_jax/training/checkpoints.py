@@ -1,14 +1,18 @@
 """Checkpoints: Orbax, asynchronous, atomic, restored into the shardings asked for."""
 
 import json
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from ideal_jax import processes
+from ideal_jax.data.tokenizers import files_digest
 from ideal_jax.errors import UserError
+from ideal_jax.landing import landing
 from ideal_jax.models import Decoder, DecoderConfig
 
 
@@ -62,42 +66,83 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     )
 
 
-def save_model(folder: pathlib.Path, model: Decoder, params: Any, base: str = "") -> None:
+def save_model(
+    folder: pathlib.Path, model: Decoder, params: Any, tokenizer: pathlib.Path, base: str = ""
+) -> None:
     """Writes final parameters with the model beside them: a ``model.init`` for other runs.
 
     Args:
-      folder: gets ``params/`` and ``model.json``.
+      folder: gets ``params/``, ``tokenizer/`` and ``model.json``, which is written last.
       model: the decoder.
       params: what was trained of it.
-      base: where the rest of its parameters are, if ``params`` are adapters.
+      tokenizer: the folder of the tokenizer whose ids it knows.
+      base: where the rest of its parameters are, if ``params`` are adapters: a name on the hub, or
+        a folder, seen from this one if it starts with a dot.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params, force=True)
     if processes.is_writer():
-        known = {"config": model.cfg.to_json(), "origin": model.origin, "base": base}
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        with landing(folder / "tokenizer") as partial:
+            shutil.copytree(tokenizer, partial)
+        known = {
+            "config": model.cfg.to_json(),
+            "origin": model.origin,
+            "base": base,
+            "tokenizer": files_digest(folder / "tokenizer"),
+        }
         partial = folder / "model.json.partial"
         partial.write_text(json.dumps(known, indent=1))
         partial.replace(folder / "model.json")
 
 
 def saved_model(folder: pathlib.Path) -> tuple[Decoder, str]:
-    """(model, base) as ``save_model`` was given them.
+    """(model, base) as ``save_model`` was given them; a folder as base is seen from here.
 
     Raises:
       UserError: nothing complete is there.
     """
+    known = _known(folder)
+    try:
+        model, base = (
+            Decoder(DecoderConfig.of_json(known["config"]), known["origin"]),
+            known["base"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'model.json'} is no description of a model: {error!r}"
+        ) from None
+    return model, os.path.normpath(folder / base) if base.startswith(".") else base
+
+
+def saved_tokenizer(folder: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the tokenizer of a saved model; None: an older version saved it without.
+
+    Raises:
+      UserError: no model is there, or its tokenizer has been changed.
+    """
+    digest = _known(folder).get("tokenizer")
+    if digest is None:
+        return None
+    if files_digest(folder / "tokenizer") != digest:
+        raise UserError(
+            f"{folder / 'tokenizer'} is not what was saved with the model; restore it, and give "
+            "another chat template with data.tokenizer"
+        )
+    return folder / "tokenizer"
+
+
+def _known(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / "model.json"
     try:
-        known = json.loads(file.read_text())
-        cfg = DecoderConfig.of_json(known["config"])
+        return dict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"model.init={folder} holds no finished model (model.json); give the base/ or "
             "rounds/NN folder of another run, or a folder of Hugging Face"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} is no description of a model: {error!r}") from None
-    return Decoder(cfg, known["origin"]), known["base"]
 
 
 def load_params(folder: pathlib.Path, abstract: Any) -> Any:

@@ -12,6 +12,7 @@ from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
 from ideal_jax.models import DecoderConfig, LoRA, hf_model
 from ideal_jax.runs.influence_options import check_influence
+from ideal_jax.runs.model_tokenizer import choose_tokenizer
 from ideal_jax.runs.planning.topology import Topology
 from ideal_jax.training.checkpoints import saved_model
 
@@ -186,15 +187,18 @@ def planned_decoder(config: Any) -> DecoderConfig:
     """The decoder, from config.json or the ``model`` section: no weights are looked for.
 
     Raises:
-      UserError: ``model.init`` is not a folder and ``plan.model`` is not set.
+      UserError: ``model.init`` is not a folder and ``plan.model`` is not set; or
+        ``data.tokenizer`` is another one than that of the model there.
     """
     options = config.model
+    if config.data.tokenizer != "auto" and Path(options.init).expanduser().is_dir():
+        choose_tokenizer(config)
     how = {key: options[key] for key in ("dtype", "param_dtype", "remat", "unroll")}
     folder = config.plan.model or options.init
     if folder == "random":
         skipped = ("init", "attention")
         shape = {key: value for key, value in options.items() if key not in skipped}
-        cfg = DecoderConfig(vocab_size=_vocabulary(config.data.tokenizer), **shape)
+        cfg = DecoderConfig(vocab_size=_vocabulary(choose_tokenizer(config).spec), **shape)
     elif (Path(folder).expanduser() / "config.json").is_file():
         cfg = hf_model(Path(folder).expanduser(), options.dtype).cfg
     elif (Path(folder).expanduser() / "model.json").is_file():
