@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # Raised when the same source, tokenizer and settings give something else than before.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_folder(configured: str) -> Path:

@@ -2,7 +2,7 @@
 
 What is made of data lies in the cache (`data.cache`), under keys of the content it was made of:
 
-    records/<key>/      train.jsonl reference.jsonl [test.jsonl] index.npz
+    records/<key>/      train.jsonl [reference.jsonl] [test.jsonl] index.npz
     tokenizers/<key>/   a tokenizer that was trained on them
     tokens/<key>/       train/ reference/ test/: token stores, in chunks
 
@@ -30,7 +30,15 @@ from ideal_jax import config as config_lib
 from ideal_jax.data import synthetic
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import cache_folder, entry
-from ideal_jax.data.collect import SPLITS, Collected, Records, collect, is_collected, open_collected
+from ideal_jax.data.collect import (
+    LEAST,
+    SPLITS,
+    Collected,
+    Records,
+    collect,
+    is_collected,
+    open_collected,
+)
 from ideal_jax.data.overlap import record_texts
 from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
@@ -60,6 +68,8 @@ class Dataset:
       tokenizer: the tokenizer of all stores.
       train, reference, test: a store per name.
       digest: SHA-256 of the tokenizer and all stores.
+      cut: per name and set that was not given: "held_out" of the "eligible" train examples,
+        "wanted".
       left_out: per name, counts of examples left out or cut: "overlapping" (train prompts that
         are in the reference or test set), "contaminated" (of train, by a benchmark), "truncated",
         "dropped" (too long), "unsupervised" (cut before the answer).
@@ -74,6 +84,7 @@ class Dataset:
     test: dict[str, TokenStore]
     digest: str
     left_out: dict[str, dict[str, int]]
+    cut: dict[str, dict[str, dict[str, int]]]
     collected: dict[str, Collected]
 
     def records(self, name: str, split: str) -> Records:
@@ -122,7 +133,8 @@ def prepare(
 
 
 def _check(config: Any) -> None:
-    least = {"row_length": 1, "max_segments": 1, "window": 1, "test_examples": 0, "workers": -1}
+    least = {"row_length": 1, "max_segments": 1, "window": 1, "workers": -1}
+    least |= {"reference_examples": LEAST, "test_examples": 0}
     for key, smallest in least.items():
         if getattr(config, key) < smallest:
             raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
@@ -140,7 +152,8 @@ def _check(config: Any) -> None:
 
 
 def _claim(folder: Path, config: Any, seed: int) -> None:
-    keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong", "test_examples"]
+    keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong"]
+    keys += [f"{part}_examples" for part in SPLITS[1:]]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
     settings["data.decontaminate"] = config.benchmarks if config.decontaminate else False
     settings |= dict(config_lib.flatten(config.sources, "data.sources."))
@@ -175,6 +188,7 @@ def _make_with(
 ) -> dict[str, Any]:
     collected: dict[str, Collected] = {}
     benchmarks = Benchmarks(config.benchmarks) if config.decontaminate else None
+    wanted = {part: config[f"{part}_examples"] for part in SPLITS[1:]}
     for name, domain in _domains(config, folder, seed).items():
 
         def told(done: int, label: str = f"read {name}") -> None:
@@ -182,7 +196,7 @@ def _make_with(
             crew.start(useful_workers(done))  # they get ready while the rest is read
 
         told(0)
-        collected[name] = collect(domain, config.test_examples, benchmarks, cache, told)
+        collected[name] = collect(domain, wanted, benchmarks, cache, told)
     tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress)
     decides = [digest(tokenizer), config.supervise, config.row_length, config.overlong]
     entries = {
@@ -201,6 +215,13 @@ def _make_with(
     return {
         "names": list(entries),
         **_summary(entries, collected, tokenizer),
+        "cut": {
+            name: {
+                part: {"held_out": count, "eligible": sets.eligible, "wanted": wanted[part]}
+                for part, count in sets.cut.items()
+            }
+            for name, sets in collected.items()
+        },
         "records": {name: sets.path.name for name, sets in collected.items()},
         "tokens": {name: path.name for name, path in entries.items()},
     }
@@ -324,6 +345,7 @@ def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:
         test=test,
         digest=summary["digest"],
         left_out=summary["left_out"],
+        cut=summary["cut"],
         collected={
             name: open_collected(cache / "records" / key)
             for name, key in summary["records"].items()

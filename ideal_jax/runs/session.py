@@ -204,7 +204,19 @@ def data_section(config: Any) -> Any:
 
 
 def tell_left_out(data: Dataset, reporter: Reporter) -> None:
-    """Prints how many examples of each domain were left out or cut, and why."""
+    """Prints how many examples of each domain were held out, left out or cut, and why."""
+    for name, sets in data.cut.items():
+        for part, counts in sets.items():
+            if not counts["wanted"]:
+                continue
+            few = counts["held_out"] < counts["wanted"]
+            asked = f"the {counts['wanted']} of data.{part}_examples"
+            told = f", not {asked}: too large a part of them" if few else ""
+            reporter.console.print(
+                f"data: {name}: no {part} set is given: {counts['held_out']} of "
+                f"{counts['eligible']} train examples are held out as one{told}",
+                soft_wrap=True,
+            )
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:
