@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from ideal_jax import sealed
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import entry
 from ideal_jax.data.overlap import examples
@@ -110,8 +111,8 @@ def collect(
 
 
 def is_collected(path: Path) -> bool:
-    """Whether there is a complete entry at ``path``."""
-    return (path / _INDEX).exists()
+    """Whether there is a complete entry at ``path``: see `sealed.is_finished`."""
+    return sealed.is_finished(path)
 
 
 def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collected:
@@ -177,6 +178,8 @@ def _write(
             overlapping=sets.overlapping,
             contaminated=contaminated,
         )
+    names = [_INDEX, *(f"{part}.jsonl" for part in parts)]
+    sealed.finish(path, sealed.digests(path, names))
 
 
 def _copy(

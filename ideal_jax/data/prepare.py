@@ -2,7 +2,7 @@
 
 What is made of data lies in the cache (`data.cache`), under keys of the content it was made of:
 
-    records/<key>/      train.jsonl [reference.jsonl] [test.jsonl] index.npz
+    records/<key>/      train.jsonl [reference.jsonl] [test.jsonl] index.npz summary.json
     tokenizers/<key>/   a tokenizer that was trained on them
     tokens/<key>/       train/ reference/ test/: token stores, in chunks
 
@@ -20,13 +20,13 @@ Everything lands whole, in this order, and what is there already is not made aga
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ideal_jax import config as config_lib
+from ideal_jax import sealed
 from ideal_jax.data import synthetic
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import cache_folder, entry
@@ -115,19 +115,23 @@ def prepare(
     _check(config)
     folder, cache = Path(folder), cache_folder(config.cache)
     with one_at_a_time(folder):
-        _claim(folder, config, seed)
+        settled = _claim(folder, config, seed)
         path = folder / "dataset.json"
-        summary = json.loads(path.read_text()) if path.exists() else None
-        if summary is None or not _cached(cache, summary):
+        summary = sealed.whole(path)
+        if summary is None or not (settled and _is_whole(folder, cache, summary)):
+            if summary is not None:
+                # The raw examples are made quickly, and whether they are whole is not known.
+                shutil.rmtree(folder / "synthetic", ignore_errors=True)
             made = _make(config, folder, cache, seed, progress)
             if summary is None:
-                with landing(path) as partial:
-                    partial.write_text(json.dumps(made, indent=1))
+                sealed.write(path, made)
             elif made["digest"] != summary["digest"]:
                 raise UserError(
                     f"{folder}: the cache {cache} no longer has this run's data, and its sources "
                     "have changed since; restore them, or use another work directory"
                 )
+            elif made != summary:
+                sealed.write(path, made)
             summary = made
     return _open(folder, cache, summary)
 
@@ -151,7 +155,8 @@ def _check(config: Any) -> None:
         raise UserError(f"data.synthetic.noise={config.synthetic.noise}: must be in 0..1")
 
 
-def _claim(folder: Path, config: Any, seed: int) -> None:
+def _claim(folder: Path, config: Any, seed: int) -> bool:
+    """Binds the folder to the settings; whether what is in it is known to be of them."""
     keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong"]
     keys += [f"{part}_examples" for part in SPLITS[1:]]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
@@ -162,19 +167,22 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
         settings |= {f"data.synthetic.{key}": getattr(config.synthetic, key) for key in parts}
         settings["seed"] = seed
     path = folder / "settings.json"
-    changed = config_lib.changed(json.loads(path.read_text()), settings) if path.exists() else []
+    lost = path.exists()
+    known = sealed.whole(path, "the data is prepared again")
+    lost = lost and known is None
+    changed = [] if known is None else config_lib.changed(known, settings)
     if changed and (folder / "dataset.json").exists():
         raise UserError(
             f"{folder} was prepared with other settings ({'; '.join(changed)}); "
             "use another work directory, or remove this folder"
         )
-    if changed:
+    if changed or lost:
         # A mistake was mended before the preparation was through: what there is does not fit.
         for part in ("synthetic", "tokenizer"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    if changed or not path.exists():
-        with landing(path) as partial:
-            partial.write_text(json.dumps(settings, indent=1))
+    if changed or known is None:
+        sealed.write(path, settings)
+    return not lost
 
 
 def _make(config: Any, folder: Path, cache: Path, seed: int, progress: Progress) -> dict[str, Any]:
@@ -222,6 +230,7 @@ def _make_with(
             }
             for name, sets in collected.items()
         },
+        "tokenizer": _files(folder),
         "records": {name: sets.path.name for name, sets in collected.items()},
         "tokens": {name: path.name for name, path in entries.items()},
     }
@@ -277,11 +286,18 @@ def _make_tokenizer(
 def _trained(size: int, cache: Path, collected: Mapping[str, Collected]) -> Path:
     path = entry(cache, "tokenizers", [size, *(sets.path.name for sets in collected.values())])
     with one_at_a_time(path):
-        if not (path / "tokenizer").exists():
+        if not sealed.is_finished(path):
             tokenizer = train_bpe(_train_texts(collected.values()), size)
             with landing(path / "tokenizer") as partial:
                 tokenizer.save_pretrained(partial)
+            sealed.finish(path, _files(path))
     return path / "tokenizer"
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The digests of the files of the tokenizer in ``folder``."""
+    names = sorted((folder / "tokenizer").iterdir())
+    return sealed.digests(folder, [str(path.relative_to(folder)) for path in names])
 
 
 def _train_texts(collected: Iterable[Collected]) -> Iterator[str]:
@@ -321,13 +337,21 @@ def _summary(
     return {"digest": sha.hexdigest(), "left_out": left_out}
 
 
-def _cached(cache: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether the cache has everything that a folder was prepared from."""
+def _is_whole(folder: Path, cache: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether everything that a folder was prepared from is there, in it and in the cache.
+
+    A damaged tokenizer is removed, which is said.
+    """
+    tokenizer_is_whole = sealed.are_whole(folder, summary["tokenizer"])
+    if not tokenizer_is_whole:
+        sealed.tell(f"{folder / 'tokenizer'} is damaged: it is made again")
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     tokens = [
         cache / "tokens" / key / part for key in summary["tokens"].values() for part in SPLITS
     ]
     records = [cache / "records" / key for key in summary["records"].values()]
-    return all(map(TokenStore.exists, tokens)) and all(map(is_collected, records))
+    # A list, as all that are damaged are to be said.
+    return all([tokenizer_is_whole, *map(TokenStore.is_whole, tokens), *map(is_collected, records)])
 
 
 def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:

@@ -5,13 +5,22 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from ideal_jax import processes
+from ideal_jax import processes, sealed
 from ideal_jax.errors import UserError
+from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import lora, save_hf, save_peft
 from ideal_jax.runs import cluster
-from ideal_jax.runs.base_model import frozen_folder, init_start
+from ideal_jax.runs.base_model import Start, frozen_folder, init_start
 from ideal_jax.runs.session import Session, open_session
-from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
+from ideal_jax.runs.train_run import train_round
+from ideal_jax.runs.workdir import (
+    WorkDir,
+    finished,
+    known,
+    read_json,
+    refuse_damaged,
+    write_json,
+)
 
 
 def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> pathlib.Path:
@@ -22,6 +31,7 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     """
     cluster.initialise()
     folder = pathlib.Path(workdir)
+    refuse_damaged(folder)
     results = finished(folder, config)
     if results is None:
         if (folder / "config.json").exists():
@@ -47,8 +57,8 @@ def export_best(
     best = results["rounds"][results["best_round"]]
     record = {name: best[name] for name in ("round", "params_sha256")}
     written = folder / "export.json"
-    done = (folder / "export").exists() and written.exists() and read_json(written) == record
-    if not processes.agree(done):
+    found = known(written, "the model is exported again")
+    if not processes.agree((folder / "export").exists() and found == record):
         if processes.is_writer():
             for name in ("export", "adapter"):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -64,7 +74,11 @@ def _export(session: Session, best: int) -> None:
     source = session.workdir.round(best)
     with config.unlocked():
         config.model.init, config.lora.rank = str(source), 0
-    trained = init_start(config, model, session.mesh)
+    try:
+        trained = init_start(config, model, session.mesh)
+    except sealed.DamagedError as error:
+        sealed.tell(f"{error}; it is made again")
+        trained = _again(session, best)
     with session.reporter.phase("export") as advance:
         advance(0, None, f"round {best}")
         adapter = session.workdir.path / "adapter"
@@ -73,3 +87,13 @@ def _export(session: Session, best: int) -> None:
         whole = lora.merged(model.cfg, trained.frozen, trained.params)
         target = session.workdir.path / "export"
         save_hf(target, session.whole_model, whole, session.data.tokenizer)
+
+
+def _again(session: Session, number: int) -> Start:
+    """The parameters of a round from its checkpoints, or by training it again."""
+    folder = session.workdir.round(number)
+    counts = [domain["count"] for domain in read_json(folder / "mixture.json")["domains"]]
+    sizes = tuple(int(size) for size in session.given.available)
+    plan = MixturePlan(sizes, tuple(counts), session.config.seed)
+    trained = train_round(session, plan, folder, f"round {number}: train", rewrite=True)
+    return Start(trained.params, trained.frozen)

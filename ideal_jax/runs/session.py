@@ -88,7 +88,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     )
     abstract_params(model, mesh)  # every dimension is divisible by its mesh axis
     decoder_problem(model, config.influence.layers, config.influence.max_factor)
-    folder.describe(config, command, mesh)
+    folder.describe(config, command, mesh, data.digest)
     return Session(config, folder, mesh, data, model, reporter, weights, given)
 
 
