@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     d.decontaminate = False  # [result] leave train examples out that share text with benchmarks
     d.max_segments = 8  # [result] S, examples packed into one row at most
     d.window = 256  # [result] examples looked at together when packing
-    d.test_examples = 256  # [result] per domain, cut from train where there is no test file
+    d.reference_examples = 256  # [result] of each domain, cut from train if no set is given, and
+    d.test_examples = 256  # [result] the same for test; never more than a tenth (docs/data.md)
     d.prefetch = 8  # [runtime] batches prepared ahead of the device
     d.workers = -1  # [runtime] processes that tokenize; 0: none but this; -1: one per processor
     d.cache = ""  # [runtime] folder of tokenized data, shared by all runs; empty: the user's cache

@@ -36,6 +36,13 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def everywhere(value: bool) -> bool:
+    """Whether it is true in every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
 def barrier(name: str) -> None:
     """Waits for every process."""
     if jax.process_count() > 1:

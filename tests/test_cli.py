@@ -290,8 +290,9 @@ def test_bad_folders(refused, tmp_path):
     )
     (root / "b" / "train.jsonl").write_text("\n")
     assert "b/train.jsonl holds no examples" in refused(*flags)
+    (root / "b" / "train.jsonl").write_text('{"prompt": "p", "response": "r"}\n' * 20)
     (root / "b" / "reference.jsonl").unlink()
-    assert "b/reference.jsonl does not exist" in refused(*flags)
+    assert "b/train.jsonl: of 20 examples only 0 can be held out" in refused(*flags)
     (tmp_path / "empty").mkdir()
     assert "holds no domain" in refused(f"--config.data.root={tmp_path / 'empty'}")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from ideal_jax import sealed
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import entry
 from ideal_jax.data.overlap import examples
@@ -18,6 +19,7 @@ from ideal_jax.errors import UserError
 from ideal_jax.landing import landing, one_at_a_time
 
 SPLITS = ("train", "reference", "test")
+LEAST = 4  # examples of a reference set: it is halved, and a half needs two to have an error
 _INDEX = "index.npz"
 _TOLD = 4096  # examples between two signs of progress
 _NOWHERE: Mapping[str, str] = {}
@@ -59,7 +61,8 @@ class Collected(NamedTuple):
     """The sets of one domain.
 
     ``path`` is their entry in the cache, and stands for their content. Left out of train were
-    ``overlapping`` examples, whose prompt is in another set, and ``contaminated`` ones.
+    ``overlapping`` examples, whose prompt is in a given other set, and ``contaminated`` ones.
+    ``cut`` says how many of the ``eligible`` others each set got that was not given.
     """
 
     path: Path
@@ -68,11 +71,13 @@ class Collected(NamedTuple):
     test: Records
     overlapping: int
     contaminated: int
+    cut: Mapping[str, int]
+    eligible: int
 
 
 def collect(
     domain: Domain,
-    test_examples: int,
+    wanted: Mapping[str, int],
     benchmarks: Benchmarks | None,
     cache: Path,
     progress: Callable[[int], None],
@@ -81,13 +86,13 @@ def collect(
 
     Args:
       domain: its sources.
-      test_examples: what to cut from train if it has no test set.
+      wanted: examples of a "reference" and of a "test" set to cut from train if it has none.
       benchmarks: train examples that share text with them are left out.
       cache: the cache's folder. Processes take turns.
       progress: is told how many examples were read.
 
     Raises:
-      UserError: a bad source, or nothing is left to train on.
+      UserError: a bad source, or too few examples to cut from or to train on.
     """
     parts = {part: source for part, source in domain._asdict().items() if source}
     opened = {part: source.open() for part, source in parts.items()}
@@ -96,19 +101,19 @@ def collect(
         + ((parts[part].ignore,) if parts[part].ignore else ())
         for part, rows in opened.items()
     }
-    cut = None if domain.test else test_examples
+    cut = {part: examples for part, examples in wanted.items() if part not in parts}
     path = entry(cache, "records", [content, cut, benchmarks.digest() if benchmarks else None])
     with one_at_a_time(path):
         if not is_collected(path):
-            _write(path, parts, test_examples, benchmarks, progress)
+            _write(path, parts, cut, benchmarks, progress)
     # The content is the same wherever the files lie; errors name where they lie now.
     names = {part: rows.names[0] for part, rows in opened.items()}
     return open_collected(path, {p: name.removesuffix(label(name)) for p, name in names.items()})
 
 
 def is_collected(path: Path) -> bool:
-    """Whether there is a complete entry at ``path``."""
-    return (path / _INDEX).exists()
+    """Whether there is a complete entry at ``path``: see `sealed.is_finished`."""
+    return sealed.is_finished(path)
 
 
 def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collected:
@@ -121,16 +126,17 @@ def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collec
     with np.load(path / _INDEX) as index:
         sets = {}
         for part in SPLITS:
-            file = "train" if part == "test" and index["held_out"] else part
+            file = "train" if part in index["cut"] else part
             sets[part] = Records(path / f"{file}.jsonl", index[part], prefixes.get(file, ""))
-        overlapping, contaminated = int(index["overlapping"]), int(index["contaminated"])
-        return Collected(path, **sets, overlapping=overlapping, contaminated=contaminated)
+        cut = {part: len(index[part]) for part in index["cut"].tolist()}
+        counts = {name: int(index[name]) for name in ("overlapping", "contaminated", "eligible")}
+        return Collected(path, **sets, **counts, cut=cut)
 
 
 def _write(
     path: Path,
     parts: Mapping[str, Source],
-    test_examples: int,
+    cut: Mapping[str, int],
     benchmarks: Benchmarks | None,
     progress: Callable[[int], None],
 ) -> None:
@@ -138,29 +144,43 @@ def _write(
     for part, source in parts.items():
         with landing(path / f"{part}.jsonl") as partial:
             offsets[part], keys[part] = _copy(source, partial, progress)
-    sets = split(keys["train"], keys["reference"], keys.get("test"), test_examples)
-    test = offsets.get("test", offsets["train"][sets.test])
+    sets = split(
+        keys["train"],
+        keys.get("reference"),
+        keys.get("test"),
+        cut.get("reference", 0),
+        cut.get("test", 0),
+    )
+    spec = parts["train"].spec
+    if "reference" in cut and len(sets.reference) < LEAST:
+        raise UserError(
+            f"{spec}: of {sets.eligible} examples only {len(sets.reference)} can be held out as a "
+            f"reference set, which needs {LEAST}; give a reference set or more examples"
+        )
+    for part in cut:
+        offsets[part] = offsets["train"][getattr(sets, part)]
     train, contaminated = offsets["train"][sets.train], 0
     if benchmarks:
         records = _told(Records(path / "train.jsonl", train, ""), progress)
         leaks = benchmarks.contaminated(examples(records))
         train, contaminated = np.delete(train, leaks), len(leaks)
     if not len(train):
+        held_out = ", ".join(f"{part} set ({len(offsets[part])})" for part in SPLITS[1:])
         raise UserError(
-            f"{parts['train'].spec}: no example is left to train on after the test set "
-            f"({len(test)}), prompts of the reference set and {contaminated} contaminated examples "
-            "are taken out; lower data.test_examples or add examples"
+            f"{spec}: no example is left to train on without the prompts of its {held_out} and "
+            f"{contaminated} contaminated examples; add examples"
         )
     with landing(path / _INDEX) as partial, partial.open("wb") as file:
         np.savez(
             file,
-            train=train,
-            reference=offsets["reference"],
-            test=test,
-            held_out="test" not in parts,
+            **{**offsets, "train": train},
+            cut=np.asarray(list(cut), str),
+            eligible=sets.eligible,
             overlapping=sets.overlapping,
             contaminated=contaminated,
         )
+    names = [_INDEX, *(f"{part}.jsonl" for part in parts)]
+    sealed.finish(path, sealed.digests(path, names))
 
 
 def _copy(

@@ -11,7 +11,9 @@ from ideal_jax.errors import UserError
 
 
 class HuggingFace:
-    """``hf:NAME[:CONFIG]@SPLIT`` on the Hub, or ``hf:FOLDER[@SPLIT]`` that `save_to_disk` wrote.
+    """``hf:NAME[:CONFIG][@SPLIT]`` on the Hub, or ``hf:FOLDER[@SPLIT]`` that `save_to_disk` wrote.
+
+    A set of one part needs no @SPLIT.
 
     Raises:
       UserError: it can not be reached or read, or there is no such part.
@@ -22,6 +24,8 @@ class HuggingFace:
         name, _, split = spec.removeprefix("hf:").partition("@")
         with _refused(spec), _quiet():
             self._rows = _load(name, split)
+        if hasattr(self._rows, "keys") and len(self._rows) == 1:
+            (self._rows,) = self._rows.values()
         if hasattr(self._rows, "keys"):
             raise UserError(f"{spec}: add one of @{', @'.join(self._rows)}")
 
@@ -38,9 +42,10 @@ class HuggingFace:
 
 
 class Tfds:
-    """``tfds:NAME[/CONFIG][:VERSION]@SPLIT`` under ``data_dir``, or ``tfds:FOLDER@SPLIT``.
+    """``tfds:NAME[/CONFIG][:VERSION][@SPLIT]`` under ``data_dir``, or ``tfds:FOLDER[@SPLIT]``.
 
-    It has to lie on disk as ArrayRecord. TensorFlow is not needed.
+    A set of one part needs no @SPLIT. It has to lie on disk as ArrayRecord; TensorFlow is not
+    needed.
 
     Raises:
       UserError: there is no such set or part, or in another file format.
@@ -56,8 +61,10 @@ class Tfds:
                 builder = tfds.builder_from_directory(name)
             else:
                 builder = tfds.builder(name, data_dir=data_dir or None)
+            parts = list(builder.info.splits)
+            split = split or (parts[0] if len(parts) == 1 else "")
             if not split:
-                raise UserError(f"{spec}: add one of @{', @'.join(builder.info.splits)}")
+                raise UserError(f"{spec}: add one of @{', @'.join(parts)}")
             self._files = [Path(file) for file in builder.info.splits[split].filepaths]
             self._rows = builder.as_data_source(split=split)
 

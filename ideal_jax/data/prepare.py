@@ -2,7 +2,7 @@
 
 What is made of data lies in the cache (`data.cache`), under keys of the content it was made of:
 
-    records/<key>/      train.jsonl reference.jsonl [test.jsonl] index.npz
+    records/<key>/      train.jsonl [reference.jsonl] [test.jsonl] index.npz summary.json
     tokenizers/<key>/   a tokenizer that was trained on them
     tokens/<key>/       train/ reference/ test/: token stores, in chunks
 
@@ -20,17 +20,25 @@ Everything lands whole, in this order, and what is there already is not made aga
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ideal_jax import config as config_lib
+from ideal_jax import sealed
 from ideal_jax.data import synthetic
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import cache_folder, entry
-from ideal_jax.data.collect import SPLITS, Collected, Records, collect, is_collected, open_collected
+from ideal_jax.data.collect import (
+    LEAST,
+    SPLITS,
+    Collected,
+    Records,
+    collect,
+    is_collected,
+    open_collected,
+)
 from ideal_jax.data.overlap import record_texts
 from ideal_jax.data.sources import Domain, find_domains, find_sources, is_built_in
 from ideal_jax.data.store import TokenStore
@@ -68,6 +76,8 @@ class Dataset:
       tokenizer: the tokenizer of all stores.
       train, reference, test: a store per name.
       digest: SHA-256 of the tokenizer and all stores.
+      cut: per name and set that was not given: "held_out" of the "eligible" train examples,
+        "wanted".
       left_out: per name, counts of examples left out or cut: "overlapping" (train prompts that
         are in the reference or test set), "contaminated" (of train, by a benchmark), "truncated",
         "dropped" (too long), "unsupervised" (cut before the answer).
@@ -82,6 +92,7 @@ class Dataset:
     test: dict[str, TokenStore]
     digest: str
     left_out: dict[str, dict[str, int]]
+    cut: dict[str, dict[str, dict[str, int]]]
     collected: dict[str, Collected]
 
     def records(self, name: str, split: str) -> Records:
@@ -115,25 +126,30 @@ def prepare(
     _check(config)
     folder, cache = Path(folder), cache_folder(config.cache)
     with one_at_a_time(folder):
-        _claim(folder, config, seed)
+        settled = _claim(folder, config, seed)
         path = folder / "dataset.json"
-        summary = json.loads(path.read_text()) if path.exists() else None
-        if summary is None or not _cached(cache, summary):
+        summary = sealed.whole(path)
+        if summary is None or not (settled and _is_whole(folder, cache, summary)):
+            if summary is not None:
+                # The raw examples are made quickly, and whether they are whole is not known.
+                shutil.rmtree(folder / "synthetic", ignore_errors=True)
             made = _make(config, folder, cache, seed, progress, own)
             if summary is None:
-                with landing(path) as partial:
-                    partial.write_text(json.dumps(made, indent=1))
+                sealed.write(path, made)
             elif made["digest"] != summary["digest"]:
                 raise UserError(
                     f"{folder}: the cache {cache} no longer has this run's data, and its sources "
                     "have changed since; restore them, or use another work directory"
                 )
+            elif made != summary:
+                sealed.write(path, made)
             summary = made
     return _open(folder, cache, summary)
 
 
 def _check(config: Any) -> None:
-    least = {"row_length": 1, "max_segments": 1, "window": 1, "test_examples": 0, "workers": -1}
+    least = {"row_length": 1, "max_segments": 1, "window": 1, "workers": -1}
+    least |= {"reference_examples": LEAST, "test_examples": 0}
     for key, smallest in least.items():
         if getattr(config, key) < smallest:
             raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
@@ -150,8 +166,10 @@ def _check(config: Any) -> None:
         raise UserError(f"data.synthetic.noise={config.synthetic.noise}: must be in 0..1")
 
 
-def _claim(folder: Path, config: Any, seed: int) -> None:
-    keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong", "test_examples"]
+def _claim(folder: Path, config: Any, seed: int) -> bool:
+    """Binds the folder to the settings; whether what is in it is known to be of them."""
+    keys = ["root", "domains", "tokenizer", "supervise", "row_length", "overlong"]
+    keys += [f"{part}_examples" for part in SPLITS[1:]]
     settings = {f"data.{key}": getattr(config, key) for key in keys}
     if Path(config.tokenizer).is_dir():  # its content: the folder may move
         settings["data.tokenizer"] = f"sha256:{files_digest(Path(config.tokenizer))}"
@@ -162,19 +180,22 @@ def _claim(folder: Path, config: Any, seed: int) -> None:
         settings |= {f"data.synthetic.{key}": getattr(config.synthetic, key) for key in parts}
         settings["seed"] = seed
     path = folder / "settings.json"
-    changed = config_lib.changed(json.loads(path.read_text()), settings) if path.exists() else []
+    lost = path.exists()
+    known = sealed.whole(path, "the data is prepared again")
+    lost = lost and known is None
+    changed = [] if known is None else config_lib.changed(known, settings)
     if changed and (folder / "dataset.json").exists():
         raise UserError(
             f"{folder} was prepared with other settings ({'; '.join(changed)}); "
             "use another work directory, or remove this folder"
         )
-    if changed:
+    if changed or lost:
         # A mistake was mended before the preparation was through: what there is does not fit.
         for part in ("synthetic", "tokenizer"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    if changed or not path.exists():
-        with landing(path) as partial:
-            partial.write_text(json.dumps(settings, indent=1))
+    if changed or known is None:
+        sealed.write(path, settings)
+    return not lost
 
 
 def _make(
@@ -196,6 +217,7 @@ def _make_with(
 ) -> dict[str, Any]:
     collected: dict[str, Collected] = {}
     benchmarks = Benchmarks(config.benchmarks) if config.decontaminate else None
+    wanted = {part: config[f"{part}_examples"] for part in SPLITS[1:]}
     for name, domain in _domains(config, folder, seed).items():
 
         def told(done: int, label: str = f"read {name}") -> None:
@@ -203,7 +225,7 @@ def _make_with(
             crew.start(useful_workers(done))  # they get ready while the rest is read
 
         told(0)
-        collected[name] = collect(domain, config.test_examples, benchmarks, cache, told)
+        collected[name] = collect(domain, wanted, benchmarks, cache, told)
     tokenizer = _make_tokenizer(config.tokenizer, folder, cache, collected, progress, own)
     decides = [digest(tokenizer), config.supervise, config.row_length, config.overlong]
     entries = {
@@ -222,7 +244,14 @@ def _make_with(
     return {
         "names": list(entries),
         **_summary(entries, collected, tokenizer),
-        "tokenizer": files_digest(folder / "tokenizer"),
+        "cut": {
+            name: {
+                part: {"held_out": count, "eligible": sets.eligible, "wanted": wanted[part]}
+                for part, count in sets.cut.items()
+            }
+            for name, sets in collected.items()
+        },
+        "tokenizer": _files(folder),
         "records": {name: sets.path.name for name, sets in collected.items()},
         "tokens": {name: path.name for name, path in entries.items()},
     }
@@ -285,11 +314,18 @@ def _make_tokenizer(
 def _trained(size: int, cache: Path, collected: Mapping[str, Collected]) -> Path:
     path = entry(cache, "tokenizers", [size, *(sets.path.name for sets in collected.values())])
     with one_at_a_time(path):
-        if not (path / "tokenizer").exists():
+        if not sealed.is_finished(path):
             tokenizer = train_bpe(_train_texts(collected.values()), size)
             with landing(path / "tokenizer") as partial:
                 tokenizer.save_pretrained(partial)
+            sealed.finish(path, _files(path))
     return path / "tokenizer"
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The digests of the files of the tokenizer in ``folder``."""
+    names = sorted((folder / "tokenizer").iterdir())
+    return sealed.digests(folder, [str(path.relative_to(folder)) for path in names])
 
 
 def _train_texts(collected: Iterable[Collected]) -> Iterator[str]:
@@ -329,21 +365,24 @@ def _summary(
     return {"digest": sha.hexdigest(), "left_out": left_out}
 
 
-def _cached(cache: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether the cache has everything that a folder was prepared from."""
+def _is_whole(folder: Path, cache: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether everything that a folder was prepared from is there, in it and in the cache.
+
+    A damaged tokenizer is removed, which is said.
+    """
+    tokenizer_is_whole = sealed.are_whole(folder, summary["tokenizer"])
+    if not tokenizer_is_whole:
+        sealed.tell(f"{folder / 'tokenizer'} is damaged: it is made again")
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     tokens = [
         cache / "tokens" / key / part for key in summary["tokens"].values() for part in SPLITS
     ]
     records = [cache / "records" / key for key in summary["records"].values()]
-    return all(map(TokenStore.exists, tokens)) and all(map(is_collected, records))
+    # A list, as all that are damaged are to be said.
+    return all([tokenizer_is_whole, *map(TokenStore.is_whole, tokens), *map(is_collected, records)])
 
 
 def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:
-    if summary.get("tokenizer") not in (None, files_digest(folder / "tokenizer")):
-        raise UserError(
-            f"{folder / 'tokenizer'} has changed since the data was prepared with it; restore it, "
-            "or use another work directory"
-        )
     names = tuple(summary["names"])
     train, reference, test = (
         {name: TokenStore.open(cache / "tokens" / summary["tokens"][name] / part) for name in names}
@@ -358,6 +397,7 @@ def _open(folder: Path, cache: Path, summary: Mapping[str, Any]) -> Dataset:
         test=test,
         digest=summary["digest"],
         left_out=summary["left_out"],
+        cut=summary["cut"],
         collected={
             name: open_collected(cache / "records" / key)
             for name, key in summary["records"].items()

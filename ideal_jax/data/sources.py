@@ -63,10 +63,10 @@ class Source(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """The sets of one domain; ``test`` is None if it is to be cut from train."""
+    """The sets of one domain; one that is None is cut from train."""
 
     train: Source
-    reference: Source
+    reference: Source | None
     test: Source | None
 
 
@@ -166,9 +166,8 @@ def _declared(name: str, entry: Any) -> Domain:
     form = entry.get("form", "")
     if form:
         choice(f"{key}.form", form, FORMS)
-    for part in ("train", "reference"):
-        if not entry.get(part):
-            raise UserError(f"{key}.{part} is missing; each domain needs a {part} set")
+    if not entry.get("train"):
+        raise UserError(f"{key}.train is missing; each domain needs a train set")
     make = functools.partial(
         Source,
         form=form,
@@ -176,8 +175,8 @@ def _declared(name: str, entry: Any) -> Domain:
         data_dir=entry.get("data_dir", ""),
         ignore=comma_names(entry.get("ignore", "")),
     )
-    test = make(entry["test"]) if entry.get("test") else None
-    return Domain(make(entry["train"]), make(entry["reference"]), test)
+    held_out = (make(entry[part]) if entry.get(part) else None for part in Domain._fields[1:])
+    return Domain(make(entry["train"]), *held_out)
 
 
 def _known(key: str, given: Row, allowed: Sequence[str]) -> None:
@@ -191,10 +190,6 @@ def _known(key: str, given: Row, allowed: Sequence[str]) -> None:
 def _domain_files(folder: Path) -> Domain:
     train, reference, test = (_find(folder, part) for part in Domain._fields)
     assert train is not None
-    if reference is None:
-        raise UserError(
-            f"{folder}/reference.jsonl does not exist; each domain needs a reference set"
-        )
     return Domain(train, reference, test)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,9 +11,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.sources import ArrayRecordDataSource
 
+from ideal_jax import sealed
 from ideal_jax.landing import landing
 
-_RECORDS, _INDEX, _SUMMARY = "examples.array_record", "index.npz", "summary.json"
+_RECORDS, _INDEX = "examples.array_record", "index.npz"
 _COUNTS = ("truncated", "dropped", "unsupervised")
 
 # What becomes of an example of more tokens than the longest: its beginning, nothing, or all of it
@@ -94,7 +94,8 @@ class TokenStore:
             index = {"lengths": lengths, "supervised": supervised, "kept": kept}
             arrays = {name: np.asarray(values, np.int32) for name, values in index.items()}
             parts = [(_RECORDS, len(lengths))]
-            _summarise(partial, arrays, {"digest": sha.hexdigest(), "parts": parts, **counts})
+            summary = {"digest": sha.hexdigest(), "parts": parts, **counts}
+            _summarise(partial, arrays, summary, sealed.digests(partial, [_RECORDS]))
         return cls.open(path)
 
     @classmethod
@@ -112,19 +113,25 @@ class TokenStore:
         summary["parts"] = [
             (f"{store.path.name}/{file}", size) for store in stores for file, size in store.parts
         ]
-        _summarise(path, arrays, summary)
+        files = {
+            f"{store.path.name}/{file}": sealed.read(store.path / sealed.SUMMARY)["files"][file]
+            for store in stores
+            for file, _ in store.parts
+        }
+        _summarise(path, arrays, summary, files)
         return cls.open(path)
 
     @classmethod
-    def exists(cls, path: Path) -> bool:
-        """Whether there is a complete one."""
-        return (path / _SUMMARY).exists()
+    def is_whole(cls, path: Path) -> bool:
+        """Whether there is a complete one: see `sealed.is_finished`."""
+        return sealed.is_finished(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenStore":
         """Open what `write` or `join` made."""
         path = Path(path)
-        summary = json.loads((path / _SUMMARY).read_text())
+        summary = sealed.read(path / sealed.SUMMARY)
+        del summary["files"]
         summary["parts"] = tuple((file, size) for file, size in summary["parts"])
         with np.load(path / _INDEX) as index:
             return cls(path=path, **index, **summary)
@@ -179,9 +186,11 @@ def _fitting(
         yield tokens[:longest], mask[:longest]
 
 
-def _summarise(folder: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
-    """The index, then the summary, which makes the store complete."""
+def _summarise(
+    folder: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any], files: dict[str, str]
+) -> None:
+    """The index, then the summary with the digests of all ``files``: the store is complete."""
     with landing(folder / _INDEX) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    with landing(folder / _SUMMARY) as partial:
-        partial.write_text(json.dumps(summary))
+    files = files | sealed.digests(folder, [_INDEX])
+    sealed.finish(folder, files, **summary)

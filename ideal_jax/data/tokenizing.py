@@ -76,7 +76,7 @@ def tokenize(
             path / part: getattr(collected, part)
             for path, collected in domains.items()
             for part in SPLITS
-            if not TokenStore.exists(path / part)
+            if not TokenStore.is_whole(path / part)
         }
         done, total = 0, sum(len(records) for records in stores.values())
         progress(done, total)
@@ -86,7 +86,7 @@ def tokenize(
             store.mkdir(exist_ok=True)
             for name, first in _starts(records).items():
                 part = records[first : first + _CHUNK]
-                if (store / name).exists():
+                if TokenStore.is_whole(store / name):
                     done += len(part)
                 else:
                     path = scratch[store.parent] / f"{store.name}-{name}"
@@ -94,7 +94,9 @@ def tokenize(
                     chunks.append(_Chunk(store, path, part, first, *how))
         crew.start(useful_workers(total - done))
         for chunk, _ in crew.run(_write, chunks):
-            os.replace(chunk.path, chunk.store / f"{chunk.first // _CHUNK:05d}")
+            target = chunk.store / f"{chunk.first // _CHUNK:05d}"
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(chunk.path, target)
             done += len(chunk.records)
             progress(done, total)
         for store, records in stores.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ideal_jax import sealed
 from ideal_jax.errors import UserError
 
 Json = Any
@@ -155,7 +156,7 @@ class Round(NamedTuple):
       mixture, influence, evaluation: checked contents; missing optional keys are None.
       steps: the logged steps in order; a step logged twice (a resumed run) counts once.
       speed: of the training, when it is done.
-      unreadable: lines of metrics.jsonl that are no JSON (a write cut short by a kill).
+      unreadable: lines of metrics.jsonl that tell of no step (a write cut short by a kill).
     """
 
     number: int
@@ -224,11 +225,13 @@ def _read(path: Path, schema: Json, foreign: bool = False) -> dict[str, Json] | 
         raise UserError(
             f"{path}: not written by ideal-jax (it has no 'config'); give the --workdir of a run"
         )
+    if isinstance(value, dict) and sealed.SEAL in value and not sealed.is_whole(value):
+        raise UserError(f"{path}: is damaged; restore it or rerun")
     return _checked(value, schema, f"{path}: ")
 
 
 def _steps(path: Path) -> tuple[list[dict[str, Json]], int]:
-    """The steps of a metrics file, and the number of lines that are no JSON."""
+    """The steps of a metrics file, and the number of lines that tell of none."""
     if not path.exists():
         return [], 0
     steps: dict[float, dict[str, Json]] = {}
@@ -238,11 +241,10 @@ def _steps(path: Path) -> tuple[list[dict[str, Json]], int]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except ValueError:
+            step = _checked(json.loads(line), _STEP, f"{path}:{number}: ")
+        except (ValueError, RecursionError, UserError):
             unreadable += 1
             continue
-        step = _checked(value, _STEP, f"{path}:{number}: ")
         steps[step["step"]] = step
     return [steps[number] for number in sorted(steps)], unreadable
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ideal_jax import config as config_lib
+from ideal_jax import sealed
 from ideal_jax.errors import UserError
 from ideal_jax.models import (
     REMAT,
@@ -102,7 +103,7 @@ def open_model(config: Any, vocab_size: int) -> Decoder:
 
 def remarks(config: Any, model: Decoder) -> list[str]:
     """Lines that a user should hear once about the model in ``model.init``."""
-    if config.model.init == RANDOM or _is_ours(config.model.init):
+    if config.model.init == RANDOM or is_ours(config.model.init):
         return []
     return hf_remarks(hf_folder(config.model.init), model)
 
@@ -155,13 +156,22 @@ def init_start(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
     folder = folder_of(config.model.init)
     saved, base = saved_model(folder)
     if saved.cfg.lora is None:
-        whole = load_params(folder, abstract_params(without_adapters(model), mesh))
+        whole = _load(folder, abstract_params(without_adapters(model), mesh))
         return adapted(config, model, mesh, whole)
     abstract = lora.split(abstract_params(model, mesh))[1]
     under = config.copy_and_resolve_references()
     with under.unlocked():
         under.model.init, under.lora.rank = base, 0
-    return Start(load_params(folder, abstract), init_start(under, model, mesh).params)
+    return Start(_load(folder, abstract), init_start(under, model, mesh).params)
+
+
+def _load(folder: pathlib.Path, abstract: Any) -> Any:
+    """What a run trained, checked by the digest in its record, if that is there."""
+    file = folder / "train.json"
+    try:
+        return load_params(folder, abstract, sealed.read(file)["params_sha256"])
+    except FileNotFoundError:
+        return load_params(folder, abstract)
 
 
 def frozen_folder(init: str) -> str:

@@ -5,16 +5,25 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from ideal_jax import processes
+from ideal_jax import processes, sealed
 from ideal_jax.data.chat import end_of_turn
 from ideal_jax.errors import UserError
+from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import check_export, lora, save_hf, save_peft
 from ideal_jax.models.peft import name_base
 from ideal_jax.runs import cluster
-from ideal_jax.runs.base_model import frozen_folder, init_start, is_ours
+from ideal_jax.runs.base_model import Start, frozen_folder, init_start, is_ours
 from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.session import Session, open_session
-from ideal_jax.runs.workdir import WorkDir, finished, read_json, write_json
+from ideal_jax.runs.train_run import train_round
+from ideal_jax.runs.workdir import (
+    WorkDir,
+    finished,
+    known,
+    read_json,
+    refuse_damaged,
+    write_json,
+)
 
 
 def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> pathlib.Path:
@@ -26,6 +35,7 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)
+    refuse_damaged(folder)
     results = finished(folder, config)
     if results is None:
         if (folder / "config.json").exists():
@@ -63,8 +73,8 @@ def export_best(
     best = results["rounds"][results["best_round"]]
     record = {name: best[name] for name in ("round", "params_sha256")}
     written = folder / "export.json"
-    done = (folder / "export").exists() and written.exists() and read_json(written) == record
-    if not processes.agree(done):
+    found = known(written, "the model is exported again")
+    if not processes.agree((folder / "export").exists() and found == record):
         if processes.is_writer():
             for name in ("export", "adapter", "adapter_base"):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -82,7 +92,11 @@ def _export(session: Session, best: int) -> None:
     source = session.workdir.round(best)
     with config.unlocked():
         config.model.init, config.lora.rank = str(source), 0
-    trained = init_start(config, model, session.mesh)
+    try:
+        trained = init_start(config, model, session.mesh)
+    except sealed.DamagedError as error:
+        sealed.tell(f"{error}; it is made again")
+        trained = _again(session, best)
     with session.reporter.phase("export") as advance:
         advance(0, None, f"round {best}")
         folder, tokenizer = session.workdir.path, session.data.tokenizer
@@ -95,3 +109,13 @@ def _export(session: Session, best: int) -> None:
         whole = lora.merged(model.cfg, trained.frozen, trained.params)
         end_id = end_of_turn(tokenizer)
         save_hf(folder / "export", session.whole_model, whole, tokenizer, end_id=end_id)
+
+
+def _again(session: Session, number: int) -> Start:
+    """The parameters of a round from its checkpoints, or by training it again."""
+    folder = session.workdir.round(number)
+    counts = [domain["count"] for domain in read_json(folder / "mixture.json")["domains"]]
+    sizes = tuple(int(size) for size in session.given.available)
+    plan = MixturePlan(sizes, tuple(counts), session.config.seed)
+    trained = train_round(session, plan, folder, f"round {number}: train", rewrite=True)
+    return Start(trained.params, trained.frozen)

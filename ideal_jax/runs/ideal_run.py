@@ -15,15 +15,21 @@ from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.results import write_results
 from ideal_jax.runs.session import Session, capability_weights, open_session
 from ideal_jax.runs.summary import print_summary
-from ideal_jax.runs.train_run import train_round
-from ideal_jax.runs.workdir import finished, read_json, write_json
+from ideal_jax.runs.train_run import start, train_round
+from ideal_jax.runs.workdir import (
+    any_damaged,
+    finished,
+    known,
+    refuse_damaged_checks,
+    write_json,
+)
 
 
 def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -> dict[str, Any]:
     """Runs IDEAL from the given mixture to the report.
 
     Every phase leaves a file; a phase whose file is there is not run again, so the same call
-    continues an interrupted run to the bit-identical result.
+    continues an interrupted run to the bit-identical result. That of a damaged file is.
 
     Args:
       config: as of ``configs/base.py``.
@@ -39,6 +45,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)
+    refuse_damaged_checks(folder)
     results, session = finished(folder, config), None
     if results is None:
         session = open_session(config, folder, command)
@@ -58,6 +65,9 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
 def _run_rounds(session: Session) -> dict[str, Any]:
     state, final = session.given, session.config.mixture.rounds
     rounds: list[dict[str, Any]] = []
+    known(session.workdir.path / "results.json")
+    if any_damaged([session.workdir.path / "base" / "train.json"]):
+        start(session)
     for index in range(final + 1):
         record, state = run_round(session, state, last=index == final)
         rounds.append(record)
@@ -74,33 +84,31 @@ def run_round(
     """One round: train, evaluate, and unless it is the last, influence and the next mixture."""
     config, folder = session.config, session.workdir.round(state.round)
     plan = plan_of(session, state)
-    if not processes.agree((folder / "mixture.json").exists()):
+    known(folder / "speed.json", "it is left out, as speed is measured once")
+    if known(folder / "mixture.json") is None:
         write_json(folder / "mixture.json", _mixture_json(session, state, plan))
     wants_influence = not last or config.influence.final
     evaluation_file, influence_file = folder / "evaluation.json", folder / "influence.json"
-    has_evaluation = processes.agree(evaluation_file.exists())
-    has_influence = processes.agree(influence_file.exists())
+    evaluation = known(evaluation_file)
+    influence = known(influence_file) if wants_influence else None
+    done = evaluation is not None and (influence is not None or not wants_influence)
+    record = known(folder / "train.json") if done else None
     processes.barrier(f"round {state.round}")
-    if has_evaluation and (has_influence or not wants_influence):
-        record = read_json(folder / "train.json")
-    else:
+    if record is None:
         trained = train_round(session, plan, folder, f"round {state.round}: train")
         record = trained.record
-    if has_evaluation:
-        evaluation = read_json(evaluation_file)
-    else:
+    if evaluation is None:
         evaluation = evaluate_round(
             session, trained.whole(session), f"round {state.round}: evaluate"
         )
         write_json(evaluation_file, evaluation)
-    influence, following, stopped = None, state, False
+    following, stopped = state, False
     if wants_influence:
-        if has_influence:
-            influence = read_json(influence_file)
-            check_solved(influence, influence_file)
-        else:
+        if influence is None:
             influence = influence_round(session, state, plan, trained)
             write_json(influence_file, influence)
+        else:
+            check_solved(influence, influence_file)
         if told := solve_warning(influence):
             session.reporter.console.print(f"round {state.round}: {told}", soft_wrap=True)
         matrix = influence_of_json(influence)

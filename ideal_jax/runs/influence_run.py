@@ -15,7 +15,7 @@ from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import open_session
 from ideal_jax.runs.summary import print_influence
 from ideal_jax.runs.train_run import Trained, start
-from ideal_jax.runs.workdir import read_json, write_json
+from ideal_jax.runs.workdir import known, read_json, write_json
 from ideal_jax.training import TrainState
 
 
@@ -48,7 +48,7 @@ def influence_run(config: Any, workdir: str | pathlib.Path, *, command: str = ""
         )
     session = open_session(config, workdir, command)
     file = session.workdir.path / "influence" / "influence.json"
-    if not processes.agree(file.exists()):
+    if known(file) is None:
         begin = start(session)
         state = TrainState(jnp.zeros((), jnp.int32), begin.params, ())
         checkpoint = Trained(state, {}, begin.frozen)

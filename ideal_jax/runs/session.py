@@ -91,7 +91,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     )
     abstract_params(model, mesh)  # every dimension is divisible by its mesh axis
     decoder_problem(model, config.influence.layers, config.influence.max_factor)
-    folder.describe(config, command, mesh)
+    folder.describe(config, command, mesh, data.digest)
     return Session(config, folder, mesh, data, model, reporter, weights, given)
 
 
@@ -206,10 +206,22 @@ def tell_tokenizer(tokenizer: Choice, reporter: Reporter) -> None:
 
 
 def tell_left_out(data: Dataset, reporter: Reporter) -> None:
-    """Prints how many examples of each domain were left out or cut, and why; and what ends an
-    answer, where the chat template does not close it in the usual way."""
+    """Prints how many examples of each domain were held out, left out or cut, and why; and what
+    ends an answer, where the chat template does not close it in the usual way."""
     if told := ending(data.tokenizer).told:
         reporter.console.print(f"data: {told}", soft_wrap=True, markup=False)
+    for name, sets in data.cut.items():
+        for part, counts in sets.items():
+            if not counts["wanted"]:
+                continue
+            few = counts["held_out"] < counts["wanted"]
+            asked = f"the {counts['wanted']} of data.{part}_examples"
+            told = f", not {asked}: too large a part of them" if few else ""
+            reporter.console.print(
+                f"data: {name}: no {part} set is given: {counts['held_out']} of "
+                f"{counts['eligible']} train examples are held out as one{told}",
+                soft_wrap=True,
+            )
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:

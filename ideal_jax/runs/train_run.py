@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ideal_jax import processes, sharding, training, trees
+from ideal_jax import processes, sealed, sharding, training, trees
 from ideal_jax.data import TokenStore, generic_store, packed_rows, training_batches
 from ideal_jax.data.sources import is_built_in
 from ideal_jax.mixture import MixturePlan
@@ -21,7 +21,7 @@ from ideal_jax.runs import cost
 from ideal_jax.runs.base_model import Start, adapted, frozen_folder, init_start
 from ideal_jax.runs.session import Session
 from ideal_jax.runs.summary import speed_line
-from ideal_jax.runs.workdir import read_json, write_json
+from ideal_jax.runs.workdir import known, write_json
 from ideal_jax.training.checkpoints import load_params, save_model
 
 
@@ -102,17 +102,19 @@ def train_round(
     folder: pathlib.Path,
     name: str,
     recipe: Recipe | None = None,
+    rewrite: bool = False,
 ) -> Trained:
     """Trains M_0 on ``plan`` in ``folder``; continues or just restores what is there.
 
-    The final parameters lie in ``folder`` as a ``model.init`` for other runs.
+    The final parameters lie in ``folder`` as a ``model.init`` for other runs; ``rewrite``: even if
+    they do already.
     """
     if recipe is None:
         recipe = round_recipe(session, plan)
         session.reporter.console.print(
             f"{name}: {sum(plan.counts)} examples in {recipe.rows} rows, {recipe.filled:.1%} filled"
         )
-    return _train(session, recipe, start(session), folder, name)
+    return _train(session, recipe, start(session), folder, name, rewrite)
 
 
 def start(session: Session) -> Start:
@@ -128,14 +130,27 @@ def start(session: Session) -> Start:
             save_model(folder, session.whole_model, whole, session.data.folder / "tokenizer")
             processes.barrier("base")
         return adapted(config, model, mesh, whole)
-    if processes.agree((folder / "train.json").exists()):
-        whole = load_params(folder, abstract_params(session.whole_model, mesh))
-    else:
+    folder = session.workdir.path / "base"
+    whole = _known_base(session, folder)
+    if whole is None:
         whole = _train_base(session._replace(model=session.whole_model), folder)
     # Not behind the training: a kill between its record and this would leave them for good.
     if processes.is_writer():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return adapted(config, model, mesh, whole)
+
+
+def _known_base(session: Session, folder: pathlib.Path) -> Any:
+    """The base's parameters; None if they are to be made (again)."""
+    record = known(folder / "train.json", "the base is trained again")
+    if record is None:
+        return None
+    shapes = abstract_params(session.whole_model, session.mesh)
+    try:
+        return load_params(folder, shapes, record["params_sha256"])
+    except sealed.DamagedError as error:
+        sealed.tell(f"{error}; the base is trained again")
+        return None
 
 
 def trained_shapes(session: Session) -> Any:
@@ -154,7 +169,7 @@ def _train_base(session: Session, folder: pathlib.Path) -> Any:
     if not is_built_in(config.data):
         recipe = recipe._replace(batches=recipe.batches.map(_all_targets))
     params = random_params(session.model, session.mesh, config.seed)
-    return _train(session, recipe, Start(params, {}), folder, "base").params
+    return _train(session, recipe, Start(params, {}), folder, "base", rewrite=True).params
 
 
 def _base_stores(session: Session) -> list[TokenStore]:
@@ -203,7 +218,12 @@ def _recipe(
 
 
 def _train(
-    session: Session, recipe: Recipe, begin: Start, folder: pathlib.Path, name: str
+    session: Session,
+    recipe: Recipe,
+    begin: Start,
+    folder: pathlib.Path,
+    name: str,
+    rewrite: bool = False,
 ) -> Trained:
     config, steps = session.config, recipe.steps
     length = config.data.row_length
@@ -231,10 +251,13 @@ def _train(
             name=name.removesuffix(": train"),
             section="base" if name == "base" else "training",
         )
-    file = folder / "train.json"
-    if processes.agree(file.exists()):
-        return Trained(result.state, read_json(file), begin.frozen)
-    record = {
+    file, digest = folder / "train.json", trees.digest(sharding.fetch(result.state.params))
+    before = known(file)
+    if before is not None and before["params_sha256"] != digest:
+        sealed.tell(f"{folder}: trained again, and not to the same bits as before")
+    elif before is not None and not rewrite:
+        return Trained(result.state, before, begin.frozen)
+    record = before or {
         "steps": steps,
         "rows": recipe.rows,
         "filled": recipe.filled,
@@ -242,14 +265,14 @@ def _train(
         "supervised_tokens": result.supervised_tokens,
         "flops": cost.train_flops(session.model.cfg, steps * positions, length),
         "seconds": result.seconds,
-        "params_sha256": trees.digest(sharding.fetch(result.state.params)),
     }
     base = _frozen_folder(session, folder) if begin.frozen else ""
     tokenizer = session.data.folder / "tokenizer"
     save_model(folder, session.model, result.state.params, tokenizer, base)
     processes.barrier(f"{name} record")
-    write_json(folder / "speed.json", result.speed)
-    session.reporter.console.print(f"{name}: {speed_line(result.speed)}", soft_wrap=True)
+    if before is None:
+        write_json(folder / "speed.json", result.speed)
+        session.reporter.console.print(f"{name}: {speed_line(result.speed)}", soft_wrap=True)
     write_json(file, record)
     processes.barrier(f"{name} recorded")
     return Trained(result.state, record, begin.frozen)

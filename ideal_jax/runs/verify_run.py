@@ -36,7 +36,13 @@ from ideal_jax.runs.influence_record import check_solved, solve_warning
 from ideal_jax.runs.influence_round import influence_round
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.train_run import Recipe, round_recipe, train_round
-from ideal_jax.runs.workdir import read_json, write_json
+from ideal_jax.runs.workdir import (
+    known,
+    read_json,
+    refuse_damaged,
+    refuse_damaged_checks,
+    write_json,
+)
 
 METHODS = ("weights", "resample", METAGRADIENT)
 
@@ -55,9 +61,12 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     changes = _changes(options)
     estimators = config_lib.names(options.estimators) or (config.influence.estimator,)
     check_influence(config)
+    workdir = pathlib.Path(workdir)
+    refuse_damaged(workdir)
+    refuse_damaged_checks(workdir, but=f"{options.method}.json")
     # Where a run was before, its own command stays on record.
-    known = (pathlib.Path(workdir) / "config.json").exists()
-    session = open_session(config, workdir, "" if known else command)
+    command = "" if (workdir / "config.json").exists() else command
+    session = open_session(config, workdir, command)
     moved = config_lib.names(options.domains) or session.names
     for name in moved:
         config_lib.choice("verify.domains", name, session.names)
@@ -127,7 +136,7 @@ def _order(
     wanted = dict.fromkeys((*estimators, *([] if changes else [METAGRADIENT])))
     for estimator in wanted:
         file = folder / f"influence_{estimator}.json"
-        if not processes.agree(file.exists()):
+        if known(file) is None:
             other = session._replace(config=session.config.copy_and_resolve_references())
             other.config.influence.estimator = estimator
             write_json(file, influence_round(other, state, plan, trained, order))
@@ -142,7 +151,7 @@ def _order(
         if not changes and estimator == METAGRADIENT:
             truth["0"] = part["matrix"]
     file = folder / "unmoved.json"
-    if changes and not processes.agree(file.exists()):
+    if changes and known(file) is None:
         losses = reference_losses(session, trained.whole(session))
         write_json(file, {"loss": losses.tolist(), "digest": trained.record["params_sha256"]})
         processes.barrier(f"{name} unmoved")
@@ -178,7 +187,7 @@ def _moved(
     name = f"{domain} {change:+g}"
     place = folder / f"{method}_{domain}{change:+g}"
     file = place.with_name(place.name + ".json")
-    if not processes.agree(file.exists()):
+    if known(file) is None:
         n = len(session.names)
         if method == "weights":
             factors = 1.0 + change * (np.arange(n) == column)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ideal_jax import processes
+from ideal_jax import processes, sealed
 from ideal_jax.errors import UserError
 
 
@@ -44,8 +44,10 @@ class MetricsLog:
         """
         if not processes.is_writer():
             return 0, 0.0
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        read = [(line, _read(line)) for line in lines]
+        read = [(line, _read(line)) for line in self._lines()]
+        lost = sum(not values for _, values in read[:-1])  # a kill cuts off no line but the last
+        if lost:
+            sealed.tell(f"{self._path} is damaged: {lost} of its lines are left out")
         partial = self._path.with_suffix(".partial")
         kept = (line for line, values in read if values.get("step", np.inf) <= step)
         partial.write_text("".join(line + "\n" for line in kept))
@@ -59,6 +61,11 @@ class MetricsLog:
         last = max((values.get("step", 0) for _, values in read), default=0)
         until = max((values.get("elapsed", 0.0) for _, values in read), default=0.0)
         return max(0, last - step), max(0.0, until - elapsed)
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def write(self, values: dict[str, float]) -> None:
         """Appends one line."""
@@ -78,8 +85,10 @@ class MetricsLog:
 
 
 def _read(line: str) -> dict[str, Any]:
-    """A line of the log; {} for one that a kill cut off."""
+    """A line of the log; {} for one that a kill cut off or that is damaged."""
     try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
+        values = json.loads(line)
+        numbers = values["step"], values.get("elapsed", 0.0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
+    return values if all(isinstance(number, int | float) for number in numbers) else {}

@@ -93,6 +93,8 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints")
     log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard" if tensorboard else None)
 
+    restored = checkpoints.restore(abstract)
+
     def report(sent: _Sent) -> None:
         """Counts one step when it is finished, logs and shows it."""
         values = _values(sent, name, section)
@@ -107,12 +109,13 @@ def train(
         ThreadPoolExecutor(1) as watcher,
         Trace(trace, folder / "trace") as tracing,
     ):
-        if checkpoints.latest() is None:
+        if restored is None:
             state, start = start_state(mesh, params, optimizer), 0
             counted: dict[str, Any] = {}
         else:
-            del params
-            state, counted = checkpoints.restore(abstract)
+            for leaf in jax.tree.leaves(params):
+                leaf.delete()
+            state, counted = restored
             start = counted.pop("step")
         meter.resume(counted, *log.keep_until(start, counted.get("seconds", 0.0)))
         step_fn: Any = None
@@ -142,9 +145,8 @@ def train(
             if step % checkpoint_every == 0 or step == steps or ends:
                 report(before)
                 before = None
-                counted = {"step": step, **meter.counted()}
                 with meter.timed("checkpoint"):
-                    checkpoints.save(step, state, counted)
+                    checkpoints.save(step, state, meter.counted())
             if ends:
                 break
         with meter.timed("checkpoint"):

@@ -21,6 +21,7 @@ def config(**changed):
         "row_length": 64,
         "max_segments": 8,
         "window": 32,
+        "reference_examples": 5,
         "test_examples": 5,
         "sources": {},
         "overlong": "truncate",

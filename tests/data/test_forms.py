@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,9 +135,9 @@ def test_the_layout_has_parquet_and_folders(tmp_path):
     options = config(root=str(tmp_path), test_examples=3)
     data = prepare(options, tmp_path / "data", seed=0)
     assert [len(data.train["math"]), len(data.reference["math"]), len(data.test["math"])] == [
-        6,
+        7,
         4,
-        3,
+        2,
     ]
 
 
@@ -190,6 +191,22 @@ def test_saved_datasets(tmp_path):
             Source(f"hf:{tmp_path}/{spec}").open()
     with pytest.raises(UserError, match=rf"^{tmp_path}/one holds no .*written hf:"):
         Source(f"{tmp_path}/one").open()
+
+
+def test_sets_of_one_part_need_no_name_and_give_all_three_sets(tmp_path, tfds_folder):
+    import datasets
+
+    rows = datasets.Dataset.from_list(pairs(80))
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "hub")
+    tiny = tmp_path / "tiny" / "1.0.0"
+    shutil.copytree(tfds_folder / "tiny" / "1.0.0", tiny)
+    info = json.loads((tiny / "dataset_info.json").read_text())
+    info["splits"] = [part for part in info["splits"] if part["name"] == "train"]
+    (tiny / "dataset_info.json").write_text(json.dumps(info))
+    sources = {"hub": {"train": f"hf:{tmp_path}/hub"}}
+    data = prepare(config(sources=sources), tmp_path / "data", seed=0)
+    assert [len(sets["hub"]) for sets in (data.train, data.reference, data.test)] == [70, 5, 5]
+    assert Source(f"tfds:{tiny}").open().digest() == Source(f"tfds:{tiny}@train").open().digest()
 
 
 def test_a_hub_that_can_not_be_reached_is_one_line(tmp_path):
@@ -284,7 +301,7 @@ def test_all_kinds_in_one_config(mixed, tmp_path):
     found.data.update(tokenizer="byte", test_examples=4, cache=str(tmp_path / "cache"))
     data = prepare(found.data, tmp_path / "data", seed=0)
     assert data.names == ("base", "hub", "lines", "table", "tf")
-    assert [len(data.train[name]) for name in data.names[1:]] == [8, 8, 12, 8]
+    assert [len(data.train[name]) for name in data.names[1:]] == [9, 9, 12, 9]
     assert list(find_sources(found.data)) == list(data.names)
     # Every piece of the texts is an example, and nothing of them is lost.
     records, store = data.records("base", "train"), data.train["base"]
@@ -299,7 +316,7 @@ def test_all_kinds_in_one_config(mixed, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"train": "x"}, "data.sources.d.reference is missing"),
+        ({"reference": "x"}, "data.sources.d.train is missing"),
         ({"train": "x", "reference": "y", "tset": "z"}, r"tset: unknown key \(did you mean test"),
         ({"train": "x", "reference": 3}, "reference: must be a string, found int"),
         ({"train": "x", "reference": "y", "form": "chat"}, "form='chat' is not one of messages"),

@@ -26,8 +26,8 @@ def test_built_in_data(tmp_path):
 def test_own_data(root, tmp_path):
     data = prepare(config(root=str(root)), tmp_path / "data", seed=0)
     assert data.names == ("a", "b")
-    assert [len(data.train[name]) for name in "ab"] == [14, 14]
-    assert [len(data.test[name]) for name in "ab"] == [5, 5]
+    assert [len(data.train[name]) for name in "ab"] == [15, 15]
+    assert [len(data.test[name]) for name in "ab"] == [4, 4]
     none = {"contaminated": 0, "truncated": 0, "dropped": 0, "unsupervised": 0}
     assert data.left_out["a"] == {"overlapping": 1, **none}
     prompts = [
@@ -71,6 +71,41 @@ def test_only_the_last_turn_may_be_supervised(tmp_path):
         prepare(config(**options), tmp_path / "last", seed=0)
 
 
+@pytest.mark.parametrize("reference_given", [True, False])
+@pytest.mark.parametrize("test_given", [True, False])
+def test_sets_that_are_not_given_are_cut_from_train(tmp_path, reference_given, test_given):
+    def line(text):
+        return json.dumps({"prompt": text, "response": "r"}) + "\n"
+
+    folder = tmp_path / "raw" / "x"
+    folder.mkdir(parents=True)
+    lines = [line(f"say {i % 90}") for i in range(110)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    for part, given in (("reference", reference_given), ("test", test_given)):
+        if given:
+            (folder / f"{part}.jsonl").write_text("".join(line(f"{part} {i}") for i in range(4)))
+    options = {"root": str(tmp_path / "raw"), "reference_examples": 7, "test_examples": 50}
+    data = prepare(config(**options), tmp_path / "data", seed=0)
+    sizes = {part: len(getattr(data, part)["x"]) for part in SPLITS}
+    expected = {"reference": 4 if reference_given else 7, "test": 4 if test_given else 11}
+    cut = {
+        part: {"held_out": expected[part], "eligible": 110, "wanted": wanted}
+        for part, wanted, given in (("reference", 7, reference_given), ("test", 50, test_given))
+        if not given
+    }
+    held_out = sum(counts["held_out"] for counts in cut.values())
+    assert data.cut == {"x": cut}
+    assert sizes == {"train": 110 - held_out, **expected}
+    prompts = [{r.prompt[0]["content"] for r in data.records("x", part)} for part in SPLITS]
+    assert len(set.union(*prompts)) == sum(map(len, prompts))
+    # The order of the file changes nothing but the order.
+    (folder / "train.jsonl").write_text("".join(reversed(lines)))
+    again = prepare(config(**options), tmp_path / "again", seed=0)
+    assert prompts == [{r.prompt[0]["content"] for r in again.records("x", p)} for p in SPLITS]
+    with pytest.raises(UserError, match=r"data.reference_examples: 7 -> 8"):
+        prepare(config(**{**options, "reference_examples": 8}), tmp_path / "data", seed=0)
+
+
 def test_contaminated_train_examples_can_be_left_out(root, tmp_path):
     leak = "seven words that a benchmark asks for"
     with (root / "a" / "train.jsonl").open("a") as file:
@@ -101,7 +136,7 @@ def test_contaminated_train_examples_can_be_left_out(root, tmp_path):
 def test_when_everything_is_contaminated(root, tmp_path):
     (tmp_path / "bench.jsonl").write_text("".join(f'{{"q": "Say {i}!"}}\n' for i in range(20)))
     options = {"root": str(root), "benchmarks": str(tmp_path / "bench.jsonl")}
-    with pytest.raises(UserError, match=r"b/train.jsonl: no example is left .* 14 contaminated"):
+    with pytest.raises(UserError, match=r"b/train.jsonl: no example is left .* 15 contaminated"):
         prepare(config(**options, domains="b", decontaminate=True), tmp_path / "x", 0)
 
 
@@ -130,6 +165,7 @@ def test_progress_is_told(tmp_path):
         ({"supervise": "first"}, "data.supervise='first' is not one of all, last"),
         ({"decontaminate": True}, r"data.decontaminate needs data.benchmarks"),
         ({"benchmarks": "/no/such", "decontaminate": True}, "data.benchmarks: /no/such does not"),
+        ({"reference_examples": 3}, "data.reference_examples=3: must be at least 4"),
         ({"row_length": 0}, "data.row_length=0: must be at least 1"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2"}}, "2 values for 5 domains"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2,3,4,0"}}, "at least one example"),

@@ -66,8 +66,13 @@ def test_other_settings_are_refused_once_prepared(tmp_path):
 
 def test_a_mended_mistake_needs_no_new_folder(root, tmp_path):
     target = tmp_path / "data"
-    with pytest.raises(UserError, match="no example is left"):
+    (root / "a" / "reference.jsonl").rename(root / "kept.jsonl")
+    (root / "a" / "train.jsonl").rename(root / "more.jsonl")
+    (root / "a" / "train.jsonl").write_text('{"prompt": "p", "response": "r"}\n')
+    with pytest.raises(UserError, match="of 1 examples only 0 can be held out as a reference set"):
         prepare(config(root=str(root), test_examples=100), target, seed=0)
+    (root / "kept.jsonl").rename(root / "a" / "reference.jsonl")
+    (root / "more.jsonl").rename(root / "a" / "train.jsonl")
     with pytest.raises(UserError, match="no/such"):
         prepare(config(root=str(root), tokenizer="no/such"), target, seed=0)
     with pytest.raises(UserError, match=r"data.row_length=4.*raise"):

@@ -96,6 +96,18 @@ def test_what_is_found(check, root, tmp_path):
     assert "was prepared before" in check()[1]
 
 
+def test_held_out_sets_are_told(check, root):
+    (root / "b" / "reference.jsonl").unlink()
+    status, text = check("--config.data.test_examples=3")
+    assert status == 0
+    assert (
+        "data: b: no reference set is given: 4 of 30 train examples are held out as one, not the"
+        " 256 of data.reference_examples: too large a part of them\n"
+        "data: b: no test set is given: 3 of 30 train examples are held out as one\n" in text
+    )
+    assert "data: a: no reference" not in text
+
+
 def test_contaminated_examples_can_be_left_out(check, root, tmp_path):
     status, text = check(f"--config.data.benchmarks={root}", "--config.data.decontaminate=True")
     assert status == 0
