@@ -59,6 +59,7 @@ def save_chatml_model(folder, size=400, seed=0):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        model.model.norm.weight.fill_(4.0)  # logits far enough apart to be learnt in a few steps
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer

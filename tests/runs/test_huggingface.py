@@ -87,7 +87,8 @@ def test_a_second_call_writes_no_model_again(runs, adapted, checkpoint):
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(runs, tmp_path, capsys):
     hf_models.random_model("llama", 1).save_pretrained(tmp_path / "small")
-    assert runs.here(tmp_path / "w", f"--config.model.init={tmp_path / 'small'}") == 2
+    flags = [f"--config.model.init={tmp_path / 'small'}", "--config.data.tokenizer=byte"]
+    assert runs.here(tmp_path / "w", *flags) == 2
     error = capsys.readouterr().err
     assert "knows 101 tokens, the tokenizer 261; give its own with data.tokenizer" in error
 
