@@ -129,8 +129,15 @@ def open_collected(path: Path, prefixes: Mapping[str, str] = _NOWHERE) -> Collec
             file = "train" if part in index["cut"] else part
             sets[part] = Records(path / f"{file}.jsonl", index[part], prefixes.get(file, ""))
         cut = {part: len(index[part]) for part in index["cut"].tolist()}
-        counts = {name: int(index[name]) for name in ("overlapping", "contaminated", "eligible")}
-        return Collected(path, **sets, **counts, cut=cut)
+        overlapping, contaminated = int(index["overlapping"]), int(index["contaminated"])
+        return Collected(
+            path,
+            **sets,
+            overlapping=overlapping,
+            contaminated=contaminated,
+            cut=cut,
+            eligible=int(index["eligible"]),
+        )
 
 
 def _write(

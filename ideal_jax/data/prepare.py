@@ -316,6 +316,7 @@ def _trained(size: int, cache: Path, collected: Mapping[str, Collected]) -> Path
     with one_at_a_time(path):
         if not sealed.is_finished(path):
             tokenizer = train_bpe(_train_texts(collected.values()), size)
+            shutil.rmtree(path / "tokenizer", ignore_errors=True)
             with landing(path / "tokenizer") as partial:
                 tokenizer.save_pretrained(partial)
             sealed.finish(path, _files(path))
