@@ -7,15 +7,13 @@ mixture is a sixth of the five domains it was written for, in natural proportion
 --config.mixture.counts for others. M_0 is pre-trained on the domains' own training text.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("base.py"))
+    c = shipped("base")
     c.data.domains = "code,instruction,math,reasoning,trust"
     c.data.tokenizer = "bpe:8192"
     c.data.row_length = 512

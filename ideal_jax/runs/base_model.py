@@ -7,15 +7,12 @@ stays as it is and training starts from adapters that change nothing.
 
 import dataclasses
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
 
-from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
 from ideal_jax.models import (
-    REMAT,
     Decoder,
     DecoderConfig,
     LoRA,
@@ -31,7 +28,6 @@ from ideal_jax.models import (
 from ideal_jax.training.checkpoints import load_params, saved_model
 
 RANDOM = "random"
-_DTYPES = ("float32", "bfloat16", "float64")
 
 
 class Start(NamedTuple):
@@ -52,15 +48,8 @@ def check_model(config: Any) -> None:
         raise UserError(
             f"model.n_heads={model.n_heads} is no multiple of model.n_kv_heads={model.n_kv_heads}"
         )
-    for key in ("dtype", "param_dtype"):
-        config_lib.choice(f"model.{key}", model[key], _DTYPES)
-    config_lib.choice("model.remat", model.remat, REMAT)
-    try:
-        re.compile(config.lora.target)
-    except re.error as error:
-        raise UserError(
-            f"lora.target={config.lora.target!r} is no regular expression: {error}"
-        ) from None
+    if model.head_dim % 2:
+        raise UserError(f"model.head_dim={model.head_dim}: must be even, rotary positions turn pairs")
     if model.init != RANDOM:
         open_model(config, 0)
 

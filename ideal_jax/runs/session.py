@@ -15,7 +15,7 @@ from ideal_jax.data.sources import find_sources, is_built_in
 from ideal_jax.errors import UserError
 from ideal_jax.influence import Options
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.estimators import check_inversion, check_name
+from ideal_jax.influence.estimators import check_inversion
 from ideal_jax.mixture import MixtureState, check_bounds
 from ideal_jax.models import Decoder, abstract_params, forward_mode
 from ideal_jax.runs import cluster
@@ -145,14 +145,7 @@ def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
     training.traced_steps(config.logging.trace)
     if config.logging.tensorboard:
         training.check_tensorboard()
-    moments = ("", "float32", "bfloat16")
-    config_lib.choice("training.moment_dtype", config.training.moment_dtype, moments)
-    config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
-    for task in config_lib.names(config.eval.tasks):
-        config_lib.choice("eval.tasks", task, ("exact_match",))
-    check_name(config.influence.estimator)
     check_inversion(config.influence.estimator, config.influence.inversion)
-    config_lib.choice("influence.replay", config.influence.replay, ("forward", "reverse"))
     influence_options(config)
 
 
