@@ -82,6 +82,16 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     return config
 
 
+def restored(values: Mapping[str, Any]) -> ConfigDict:
+    """The config that was recorded as ``values``; keys that were not known then have defaults."""
+    config = shipped("base")
+    known = dict(flatten(config))
+    given = {key: value for key, value in flatten(values) if key in known}
+    config.update_from_flattened_dict(given)
+    config.data.sources = ConfigDict(values["data"].get("sources", {}))
+    return config
+
+
 def with_argument(path: str, argument: str) -> str:
     """``FILE.py:ARGUMENT`` if the file's ``get_config`` takes one, else ``FILE.py``."""
     if re.fullmatch(r"[\w-]+", path):

@@ -45,11 +45,11 @@ class WorkDir:
     def describe(self, config: Any, command: str, mesh: jax.sharding.Mesh) -> None:
         """Writes ``config.json``: command, resolved config, versions, devices.
 
-        An empty command keeps the one that is there.
+        Without a command, what is there stays: the record of a run is not that of a later look.
         """
         file = self.path / "config.json"
         if not command and file.exists():
-            command = read_json(file)["command"]
+            return
         devices = jax.devices()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions["python"] = platform.python_version()
@@ -124,6 +124,14 @@ def bound_config(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"--workdir={folder}: its config.json is not one of an ideal-jax run; choose another"
         ) from None
+
+
+def recorded_command(folder: pathlib.Path) -> str:
+    """The command that a work directory was made with; "" if none is on record."""
+    try:
+        return str(read_json(folder / "config.json")["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
