@@ -34,11 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage.usage())
         return 2
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if debug:
             raise
         return _refuse(str(error))
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if debug or error.errno not in _REFUSED:
             raise
@@ -103,12 +108,13 @@ def _with_config(name: str, arguments: list[str]) -> int:
 
 
 def _command(name: str, arguments: list[str], workdir: Path) -> str:
-    """The command on record: where ``--workdir`` alone continues, the first one still counts."""
+    """The command to put on record; "": what is there stays."""
     from ideal_jax.runs.workdir import recorded_command
 
-    pairs = list(_pairs(arguments))
-    first = "" if "config" in dict(pairs) else recorded_command(workdir)
-    if not first.startswith(f"ideal-jax {name} "):
+    pairs, first = list(_pairs(arguments)), recorded_command(workdir)
+    if first and name != "run":
+        return ""
+    if "config" in dict(pairs) or not first.startswith(f"ideal-jax {name} "):
         return " ".join(("ideal-jax", name, *arguments))
     changes = [f"--{key}={value}" for key, value in pairs if key.startswith("config.")]
     return " ".join((first, *(change for change in changes if change not in first.split())))
@@ -246,7 +252,8 @@ def _pairs(arguments: Sequence[str], *own: str) -> Iterator[tuple[str, str]]:
         if name in ("debug", "help", "version"):
             raise UserError(f"--{name} takes no value")
         if name not in known and not name.startswith("config."):
-            hint = config_lib.nearest(f"--{name}", [f"--{flag}" for flag in (*known, "debug")])
+            hint = config_lib.nearest(name.partition(".")[0], (*known, "debug"))
+            hint = hint.replace("mean ", "mean --")
             raise UserError(f"--{shown(name)}: unknown flag{hint}")
         if value is None:
             value = next(rest, None)

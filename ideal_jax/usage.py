@@ -131,8 +131,9 @@ def _about_verb(name: str) -> str:
     verb, width = VERBS[name], _width()
     config = "" if name == "report" else "[--config=FILE.py] [--config.KEY=VALUE …] "
     workdir = "[--workdir=DIR]" if name == "plan" else "--workdir=DIR"
-    lines = [f"usage: ideal-jax {name} {verb.synopsis}{config}{workdir} [--debug]", ""]
-    lines += [*textwrap.wrap(verb.about, width), ""]
+    call = f"usage: ideal-jax {name} {verb.synopsis}{config}{workdir} [--debug]"
+    lines = textwrap.wrap(call, width, subsequent_indent=" " * 11, break_on_hyphens=False)
+    lines += ["", *textwrap.wrap(verb.about, width, break_on_hyphens=False), ""]
     common = {k: v for k, v in _COMMON.items() if config or not k.startswith("--config")}
     flags = verb.flags | common
     lines += [line for flag, told in flags.items() for line in _entry(flag, told, 22)]
