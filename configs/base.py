@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
     pl.search = False  # [runtime] also look for the best mesh, remat and micro-batches
     pl.compile = True  # [runtime] compile ahead of time, where what compiles for it is installed
     pl.price = 0.0  # [runtime] money for one device and hour; 0: none is told
-    pl.model = ""  # [runtime] folder with the model's config.json, or name of a shipped one; empty: model.init
+    pl.model = ""  # [runtime] folder with a config.json, or a shipped one's name; "": model.init
     pl.examples = 50000  # [runtime] train examples of all domains, if not in mixture.counts
     pl.example_tokens = 512  # [runtime] mean length of an example
 

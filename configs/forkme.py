@@ -12,7 +12,9 @@ from ideal_jax.config import shipped
 def get_config() -> ConfigDict:
     c = shipped("large")  # usual values; base.py explains them
     c.model.init = "Qwen/Qwen3-4B"  # a folder or a name of the Hugging Face Hub
-    c.plan.model = "Qwen3-4B"  # its shape, without a download: a folder with config.json, or one shipped
+    c.plan.model = (
+        "Qwen3-4B"  # its shape, without a download: a folder with config.json, or one shipped
+    )
     c.data.root = "domains"  # one folder per domain: train, reference and test .jsonl
     c.data.row_length = 2048  # tokens in a packed row
     c.training.batch_size = 128  # rows a step, over all devices

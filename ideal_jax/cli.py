@@ -124,9 +124,7 @@ def _data(arguments: list[str]) -> int:
     pairs = list(_pairs(arguments, "show"))
     show = dict(pairs).get("show", "0")
     if not (show.isdecimal() and len(show) < 10):
-        raise UserError(
-            f"--show={shown(show)}: expected how many examples of each domain to print"
-        )
+        raise UserError(f"--show={shown(show)}: expected how many examples of each domain to print")
     config, workdir = _resolve([pair for pair in pairs if pair[0] != "show"])
     import jax
 

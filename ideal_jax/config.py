@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ideal_jax.errors import UserError
 from ideal_jax.keys import CONFIGS, keys, shown
 
+
 def _boolean(text: str) -> bool:
     return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
@@ -40,8 +41,8 @@ def shipped(name: str) -> ConfigDict:
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config that the file's ``get_config()`` returns, locked but for ``data.sources``.
 
-    ``FILE.py:TEXT`` calls ``get_config(TEXT)``. A name alone, ``NAME`` or ``NAME:TEXT``, is a config
-    that comes with the package.
+    ``FILE.py:TEXT`` calls ``get_config(TEXT)``. A name alone, ``NAME`` or ``NAME:TEXT``, means a
+    config that comes with the package.
 
     Raises:
       UserError: no such file, it does not run (names the line), or it gives no config.

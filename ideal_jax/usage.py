@@ -1,4 +1,4 @@
-"""What ``ideal-jax`` says about itself: its verbs, their flags, and the keys that matter for each."""
+"""What ``ideal-jax`` says about itself: verbs, their flags and the keys that matter for each."""
 
 import shutil
 import textwrap
@@ -31,8 +31,8 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb(
         "decide the mixture, train the balanced model, evaluate every round, write the report",
-        "Trains on the given mixture, measures what more of each domain would do, moves the mixture,"
-        " trains again. Leaves report.html, results.json, rounds/NN/ and the best round's model in"
+        "Trains on the given mixture, measures what more of each domain would do, moves the"
+        " mixture, trains again. Leaves report.html, results.json, rounds/NN/ and the best round's model in"
         " export/. The same command, or --workdir alone, continues an interrupted run; raising"
         " mixture.rounds goes on with a finished one.",
         (
@@ -82,8 +82,8 @@ VERBS = {
     ),
     "export": Verb(
         "write the best round's model as a Hugging Face folder (run has done so)",
-        "Of a finished run; needs only --workdir. Leaves export/, and adapter/ (PEFT) where adapters"
-        " were trained.",
+        "Of a finished run; needs only --workdir. Leaves export/, and adapter/ (PEFT) where"
+        " adapters were trained.",
     ),
     "report": Verb(
         "rebuild report.html from the files of a work directory",
@@ -96,8 +96,8 @@ _TAIL = """\
 FILE.py is a config of your own, or the name of one that comes with the program (quickstart). The
 same command continues an interrupted run. On an existing work directory --workdir=DIR is enough.
 
-ideal-jax help VERB   its flags and the keys that matter for it     ideal-jax help KEY   or a section
-ideal-jax help keys   every key, as in configs/base.py              ideal-jax --version"""
+ideal-jax help VERB   its flags and the keys that matter for it    ideal-jax help KEY   or a section
+ideal-jax help keys   every key, as in configs/base.py             ideal-jax --version"""
 _COMMON = {
     "--config=FILE.py": "the config: a file, FILE.py:ARGUMENT, or the name of a shipped one",
     "--config.KEY=VALUE": "another value of a key",

@@ -49,7 +49,9 @@ def check_model(config: Any) -> None:
             f"model.n_heads={model.n_heads} is no multiple of model.n_kv_heads={model.n_kv_heads}"
         )
     if model.head_dim % 2:
-        raise UserError(f"model.head_dim={model.head_dim}: must be even, rotary positions turn pairs")
+        raise UserError(
+            f"model.head_dim={model.head_dim}: must be even, rotary positions turn pairs"
+        )
     if model.init != RANDOM:
         open_model(config, 0)
 

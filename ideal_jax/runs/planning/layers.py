@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from ideal_jax.influence.kfac import block_width
 from ideal_jax.errors import UserError
+from ideal_jax.influence.kfac import block_width
 from ideal_jax.models import DecoderConfig
 from ideal_jax.runs.cost import Matrix, dense_layers, left_out
 
