@@ -123,6 +123,7 @@ def get_config() -> ConfigDict:
     i.replay = "forward"  # [result] metagradient: "forward" (all errors) or "reverse" (less memory)
     i.final = False  # [result] also compute the influence after the last round
     i.batch_size = 32  # [runtime] examples per curvature batch, packed rows per score batch
+    i.round = -1  # [runtime] of a run, `ideal-jax influence` measures at this round; -1: the best
 
     c.eval = e = ConfigDict()
     e.tasks = "exact_match"  # [result] comma-separated; empty: losses only
@@ -143,7 +144,7 @@ def get_config() -> ConfigDict:
     pl.search = False  # [runtime] also look for the best mesh, remat and micro-batches
     pl.compile = True  # [runtime] compile ahead of time, where what compiles for it is installed
     pl.price = 0.0  # [runtime] money for one device and hour; 0: none is told
-    pl.model = ""  # [runtime] folder with the model's config.json; empty: model.init is one
+    pl.model = ""  # [runtime] folder with a config.json, or a shipped one's name; "": model.init
     pl.examples = 50000  # [runtime] train examples there are, if not in mixture.counts
     pl.example_tokens = 512  # [runtime] mean length of an example
 

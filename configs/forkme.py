@@ -4,17 +4,17 @@ ideal-jax plan --config=configs/forkme.py --topology=h100:8
 ideal-jax run --config=configs/forkme.py --workdir=runs/mine
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("large.py"))  # usual values; base.py explains them
+    c = shipped("large")  # usual values; base.py explains them
     c.model.init = "Qwen/Qwen3-4B"  # a folder or a name of the Hugging Face Hub
-    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Qwen3-4B")  # its config.json
+    c.plan.model = (
+        "Qwen3-4B"  # its shape, without a download: a folder with config.json, or one shipped
+    )
     c.data.root = "domains"  # one folder per domain: train, reference and test .jsonl
     c.data.row_length = 2048  # tokens in a packed row
     c.training.batch_size = 128  # rows a step, over all devices

@@ -13,11 +13,9 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     h200:8     98.3 of 131.1 GiB,  3.86 s/step,  67,836 tokens/s, MFU 49%, run  1.2 h
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
@@ -37,9 +35,9 @@ _MACHINES: dict[str, dict] = {
 
 
 def get_config(machine: str = "v5p:2x2x4") -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c = shipped("large")
     c.model.init = "google/gemma-2-9b"
-    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "gemma-2-9b")
+    c.plan.model = "gemma-2-9b"
     chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
     c.update_from_flattened_dict(chosen)
     return c

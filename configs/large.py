@@ -4,15 +4,13 @@ bf16 activations over float32 parameters, packed rows of 2048 tokens, whole laye
 EK-FAC over the MLP layers. The choices are ours: usual values, not tuned.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("base.py"))
+    c = shipped("base")
     c.data.root = "domains"
     c.data.row_length = 2048
     c.data.max_segments = 32

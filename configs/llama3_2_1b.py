@@ -13,11 +13,9 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     v5p:2x2x1  20.7 of  88.4 GiB,  1.81 s/step, 144,634 tokens/s, MFU 62%, run  0.4 h
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
@@ -42,9 +40,9 @@ _MACHINES: dict[str, dict] = {
 
 
 def get_config(machine: str = "h100:1") -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c = shipped("large")
     c.model.init = "meta-llama/Llama-3.2-1B"
-    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Llama-3.2-1B")
+    c.plan.model = "Llama-3.2-1B"
     chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
     c.update_from_flattened_dict(chosen)
     return c

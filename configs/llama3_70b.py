@@ -13,11 +13,9 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     h200:32   115.1 of 131.1 GiB,  7.43 s/step,  35,269 tokens/s, MFU 47%, run  9.8 h
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
@@ -45,9 +43,9 @@ _MACHINES: dict[str, dict] = {
 
 
 def get_config(machine: str = "v5p:4x4x8") -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c = shipped("large")
     c.model.init = "meta-llama/Llama-3.1-70B"
-    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Llama-3.1-70B")
+    c.plan.model = "Llama-3.1-70B"
     chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
     c.update_from_flattened_dict(chosen)
     return c

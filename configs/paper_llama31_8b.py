@@ -14,16 +14,14 @@ By formula, a device's memory and a whole run (`ideal-jax plan`):
     h200:8     81.8 of 131.1 GiB,  3.02 s/step,  86,795 tokens/s, MFU 51%, run  0.6 h
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config(machine: str = "v5e:4x8") -> ConfigDict:
     machine, _, epochs = machine.partition(",")
-    c = load(f"{pathlib.Path(__file__).with_name('llama3_8b.py')}:{machine}")
+    c = shipped(f"llama3_8b:{machine}")
     c.data.domains = "math,code,reasoning,instruction"
     c.data.row_length = 2048  # chosen; the code's influence reads 256 tokens of an example
     c.mixture.examples = 66000  # or all there are; their shares are chosen: natural proportions

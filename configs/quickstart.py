@@ -5,15 +5,13 @@
 Three domains are starved, two are over-supplied, and 40 % of the trust labels are wrong.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("base.py"))
+    c = shipped("base")
     c.mixture.keep_total = True
     c.mixture.step = 0.5
     c.influence.estimator = "ggn_cg"  # what the README's tables of the quick start were made with

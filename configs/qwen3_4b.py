@@ -13,11 +13,9 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     h200:8     59.4 of 131.1 GiB,  1.68 s/step, 156,016 tokens/s, MFU 51%, run  0.4 h
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 # By machine or kind of machine; what is not named here is as in large.py.
 _MACHINES: dict[str, dict] = {
@@ -30,9 +28,9 @@ _MACHINES: dict[str, dict] = {
 
 
 def get_config(machine: str = "v5e:4x4") -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("large.py"))
+    c = shipped("large")
     c.model.init = "Qwen/Qwen3-4B"
-    c.plan.model = str(pathlib.Path(__file__).parent / "models" / "Qwen3-4B")
+    c.plan.model = "Qwen3-4B"
     chosen = _MACHINES.get(machine) or _MACHINES.get(machine.partition(":")[0], {})
     c.update_from_flattened_dict(chosen)
     return c

@@ -8,15 +8,13 @@ are; --config.mixture.counts: exactly these of each domain). M_0 is pre-trained 
 training text.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("base.py"))
+    c = shipped("base")
     c.base.tokenizer = "bpe:8192"
     c.data.row_length = 512
     c.data.max_segments = 16

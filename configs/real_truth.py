@@ -8,15 +8,13 @@
 is scored, so that error bars tell the references alone: that costs seven times the training.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("real_small.py"))
+    c = shipped("real_small")
     c.base.tokenizer = "bpe:2048"
     c.data.row_length = 256
     c.data.max_segments = 8

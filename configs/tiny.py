@@ -1,14 +1,12 @@
 """The quick start cut down to seconds: for tests, and for trying a change."""
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from ideal_jax.config import load
+from ideal_jax.config import shipped
 
 
 def get_config() -> ConfigDict:
-    c = load(pathlib.Path(__file__).with_name("quickstart.py"))
+    c = shipped("quickstart")
     c.data.synthetic.counts = "40,140,40,40,140"
     c.data.synthetic.reference = 16
     c.data.synthetic.test = 16

@@ -11,25 +11,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ideal_jax
 from ideal_jax import config as config_lib
+from ideal_jax import usage
 from ideal_jax.errors import Terminated, UserError
-
-USAGE = """\
-usage: ideal-jax VERB --config=FILE.py [--config.KEY=VALUE …] --workdir=DIR [--debug]
-
-  run        decide the mixture, train the balanced model, evaluate every round, write the report
-  influence  measure at the model in --config.model.init what more of each domain would do
-  verify     train again with one domain moved and compare with what influence predicts
-  plan       will it fit, how fast, what will it cost? on --topology=v5p:4x4x8, h100:8 …; --search
-  data       validate and count the data, find duplicates and leaks; --show=N prints examples
-  export     write the best round's model as a Hugging Face folder (run has done so)
-  report     rebuild report.html from the files of a work directory (needs only --workdir)
-
-configs/base.py explains every KEY. The same command continues an interrupted run."""
+from ideal_jax.keys import PathText, shown
 
 # What the machine refuses is no fault of the program: told in one line too.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -37,17 +27,23 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status (0 done, 2 a user's mistake, 130 or 143 stopped)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else 2
-    debug = "--debug" in arguments
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
+    arguments = [argument for argument in given if argument != "--debug"]
+    if not arguments:
+        print(usage.usage())
+        return 2
     try:
-        return _dispatch(arguments[0], [a for a in arguments[1:] if a != "--debug"])
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if debug:
             raise
         return _refuse(str(error))
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if debug or error.errno not in _REFUSED:
             raise
@@ -70,20 +66,35 @@ def _stop(status: int, message: str) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    print(f"ideal-jax: {message}", file=sys.stderr)
+    line = " ".join(message.split("\n"))
+    print(f"ideal-jax: {line}".encode(errors="replace").decode(), file=sys.stderr)
     return 2
 
 
-def _dispatch(verb: str, arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> int:
+    verb, *rest = arguments
+    if "--version" in arguments:
+        print(f"ideal-jax {ideal_jax.__version__}")
+        return 0
+    if verb in ("help", "-h", "--help") or {"-h", "--help"} & set(rest):
+        topics = [name for name in arguments if name not in ("help", "-h", "--help")]
+        print(usage.help_on(topics[0]) if topics else usage.usage())
+        return 0
+    if verb.startswith("-"):
+        raise UserError(f"the verb comes first, as in: ideal-jax run {verb}; verbs: {_names()}")
     if verb not in _VERBS:
         hint = config_lib.nearest(verb, _VERBS)
-        raise UserError(f"unknown verb {verb!r}{hint}; verbs: {', '.join(_VERBS)}")
-    return _VERBS[verb](arguments)
+        raise UserError(f"unknown verb {shown(verb, quoted=True)}{hint}; verbs: {_names()}")
+    return _VERBS[verb](rest)
+
+
+def _names() -> str:
+    return ", ".join(_VERBS)
 
 
 def _with_config(name: str, arguments: list[str]) -> int:
     """A verb of ``runs`` that takes a config."""
-    config, workdir = parse(arguments, needs_config=True)
+    config, workdir = parse(arguments)
     from ideal_jax import runs  # jax and its backends load only when they are needed
 
     verb = {
@@ -92,17 +103,29 @@ def _with_config(name: str, arguments: list[str]) -> int:
         "verify": runs.verify_run,
         "export": runs.export_run,
     }[name]
-    verb(config, workdir, command=" ".join(("ideal-jax", name, *arguments)))
+    verb(config, workdir, command=_command(name, arguments, workdir))
     return 0
 
 
+def _command(name: str, arguments: list[str], workdir: Path) -> str:
+    """The command to put on record; "": what is there stays."""
+    from ideal_jax.runs.workdir import recorded_command
+
+    pairs, first = list(_pairs(arguments)), recorded_command(workdir)
+    if first and name != "run":
+        return ""
+    if "config" in dict(pairs) or not first.startswith(f"ideal-jax {name} "):
+        return " ".join(("ideal-jax", name, *arguments))
+    changes = [f"--{key}={value}" for key, value in pairs if key.startswith("config.")]
+    return " ".join((first, *(change for change in changes if change not in first.split())))
+
+
 def _data(arguments: list[str]) -> int:
-    pairs = list(_pairs(arguments))
+    pairs = list(_pairs(arguments, "show"))
     show = dict(pairs).get("show", "0")
-    if not show.isdecimal():
-        raise UserError(f"--show={show}: expected how many examples of each domain to print")
-    rest = [f"--{name}={value}" for name, value in pairs if name != "show"]
-    config, workdir = parse(rest, needs_config=True)
+    if not (show.isdecimal() and len(show) < 10):
+        raise UserError(f"--show={shown(show)}: expected how many examples of each domain to print")
+    config, workdir = _resolve([pair for pair in pairs if pair[0] != "show"])
     import jax
 
     from ideal_jax import runs
@@ -115,14 +138,13 @@ def _data(arguments: list[str]) -> int:
 def _plan(arguments: list[str]) -> int:
     arguments = ["--search=true" if a == "--search" else a for a in arguments]
     short = {"topology": "config.plan.topology", "search": "config.plan.search"}
-    pairs = [(short.get(name, name), value) for name, value in _pairs(arguments)]
+    pairs = [(short.get(name, name), value) for name, value in _pairs(arguments, *short)]
     values = dict(pairs)
     machine = values.get("config.plan.topology", "")
-    if machine and ".py:" not in values.get("config", ".py:"):
+    if machine and "config" in values and not re.search(r"\.py:|^[\w-]+:", values["config"]):
         # A config that has a setting for each kind of machine gives that of this one.
         pairs.append(("config", config_lib.with_argument(values["config"], machine)))
-    rest = [f"--{name}={value}" for name, value in pairs]
-    config, workdir = parse(rest, needs_config=True, needs_workdir=False)
+    config, workdir = _resolve(pairs, needs_workdir=False)
     import jax
 
     from ideal_jax import runs
@@ -152,48 +174,87 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 def parse(
-    arguments: Sequence[str], *, needs_config: bool, needs_workdir: bool = True
+    arguments: Sequence[str], *, needs_config: bool = True, needs_workdir: bool = True
 ) -> tuple[Any, Any]:
     """(config, workdir) from a verb's arguments; the last of a repeated flag counts.
 
-    What is not needed and not given is None.
+    An existing work directory has its own config: ``--config`` need not be given, and what
+    ``--config.KEY=VALUE`` changes of it is up to the verb. What is not needed and not given is
+    None.
 
     Raises:
       UserError: one line for whatever is wrong with a flag, a key or a value.
     """
-    pairs = list(_pairs(arguments))
-    for name, _ in pairs:
-        if name not in ("config", "workdir") and not name.startswith("config."):
-            hint = config_lib.nearest(f"--{name}", ("--config", "--workdir", "--debug"))
-            raise UserError(f"--{name}: unknown flag{hint}")
+    return _resolve(_pairs(arguments), needs_config=needs_config, needs_workdir=needs_workdir)
+
+
+def _resolve(
+    pairs: Iterable[tuple[str, str]], *, needs_config: bool = True, needs_workdir: bool = True
+) -> tuple[Any, Any]:
+    """See ``parse``."""
     values = dict(pairs)
+    workdir = _workdir(values.get("workdir", ""), needs_workdir)
+    overrides = {
+        name.removeprefix("config."): value
+        for name, value in values.items()
+        if name.startswith("config.")
+    }
     config = None
-    if needs_config:
-        if not values.get("config"):
-            raise UserError("--config=FILE.py is missing; configs/quickstart.py is a start")
-        config = config_lib.load(values["config"])
-        for name, value in values.items():
-            if name.startswith("config."):
-                config_lib.override(config, name.removeprefix("config."), value)
-    if not values.get("workdir"):
-        if not needs_workdir:
-            return config, None
-        raise UserError("--workdir=DIR is missing: the run and its results live there")
-    workdir = values["workdir"]
-    if "://" in workdir:
-        raise UserError(f"--workdir={workdir}: not a folder; docs/launch.md tells how to share one")
-    # The shell does not expand the tilde of --workdir=~/x.
-    return config, Path(workdir).expanduser()
+    if needs_config or values.get("config") or overrides:
+        config = config_lib.load(values["config"]) if values.get("config") else _bound(workdir)
+    for key, value in overrides.items():
+        config_lib.override(config, key, value)
+    return config, workdir
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, value) of every ``--name=value`` or ``--name value``."""
-    rest = iter(arguments)
+def _workdir(text: str, needed: bool) -> Path | None:
+    if not text:
+        if needed:
+            raise UserError("--workdir=DIR is missing: the run and its results live there")
+        return None
+    if "://" in text:
+        raise UserError(
+            f"--workdir={shown(text)}: not a folder; docs/launch.md tells how to share one"
+        )
+    PathText().check("--workdir", text)
+    return Path(text).expanduser()  # the shell does not expand the tilde of --workdir=~/x
+
+
+def _bound(workdir: Path | None) -> Any:
+    """The config of an existing work directory."""
+    if workdir is None or not config_lib.is_file(workdir / "config.json"):
+        there = "" if workdir is None else f" (there is no run in {workdir} to go on with)"
+        raise UserError(f"--config=FILE.py is missing{there}; --config=quickstart is a start")
+    from ideal_jax.runs.workdir import bound_config
+
+    try:
+        return config_lib.restored(bound_config(workdir))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{workdir / 'config.json'}: no config that can be read: {error}") from None
+
+
+def _pairs(arguments: Sequence[str], *own: str) -> Iterator[tuple[str, str]]:
+    """(name, value) of every ``--name=value`` or ``--name value``; ``own`` are the verb's flags.
+
+    Raises:
+      UserError: no flag, an unknown one, or one without a value.
+    """
+    known, rest = ("config", "workdir", *own), iter(arguments)
     for argument in rest:
         match = re.fullmatch(r"--?([A-Za-z][^=]*)(?:=(.*))?", argument, re.DOTALL)
         if match is None:
-            raise UserError(f"unexpected argument {argument!r}; flags look like --workdir=DIR")
-        value = match[2] if match[2] is not None else next(rest, None)
+            raise UserError(
+                f"unexpected argument {shown(argument, quoted=True)}; flags look like --workdir=DIR"
+            )
+        name, value = match[1], match[2]
+        if name in ("debug", "help", "version"):
+            raise UserError(f"--{name} takes no value")
+        if name not in known and not name.startswith("config."):
+            hint = config_lib.nearest(name.partition(".")[0], (*known, "debug"))
+            hint = hint.replace("mean ", "mean --")
+            raise UserError(f"--{shown(name)}: unknown flag{hint}")
         if value is None:
-            raise UserError(f"{argument}: needs a value, as in {argument}=VALUE")
-        yield match[1], value
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"--{name}: needs a value, as in --{name}=VALUE")
+        yield name, value

@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 import inspect
 import json
-import math
 import pathlib
 import re
 import traceback
@@ -14,83 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ideal_jax.errors import UserError
-
-# Keys and sections that may differ between the start and the continuation of a run. All others
-# decide the result. ``configs/base.py`` marks every key; a test keeps the marks and this in step.
-RUNTIME = frozenset(
-    {
-        "data.benchmarks",
-        "data.cache",
-        "data.prefetch",
-        "data.workers",
-        "eval.batch_size",
-        "influence.batch_size",
-        "influence.layer_groups",
-        "influence.tangents",
-        "logging.progress",
-        "logging.tensorboard",
-        "logging.trace",
-        "loss.block",
-        "mesh.fsdp",
-        "mesh.replica",
-        "mesh.slices",
-        "mesh.tensor",
-        "model.attention",
-        "model.remat",
-        "model.unroll",
-        "plan.compile",
-        "plan.example_tokens",
-        "plan.examples",
-        "plan.model",
-        "plan.price",
-        "plan.search",
-        "plan.topology",
-        "training.checkpoint_every",
-        "training.log_every",
-        "verify.changes",
-        "verify.domains",
-        "verify.estimators",
-        "verify.method",
-        "verify.orders",
-        "verify.round",
-    }
-)
-
-
-# What a number may be, and the keys it is asked of. ``data.prepare`` checks the data section and
-# ``influence.Options`` its own fields.
-_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "must be at least 1": (
-        lambda x: x >= 1,
-        """data.prefetch model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim
-        model.d_ff model.unroll base.examples base.batch_size training.batch_size
-        training.micro_batches training.checkpoint_every training.log_every loss.block
-        mixture.max_repetition verify.orders plan.examples plan.example_tokens
-        influence.curvature_examples influence.batch_size eval.max_new_tokens eval.batch_size""",
-    ),
-    "must be at least 2, or there is no error bar": (
-        lambda x: x >= 2,
-        "influence.reference_examples influence.spread_examples eval.examples",
-    ),
-    "must be at least 0": (
-        lambda x: x >= 0,
-        """base.steps training.steps training.epochs training.weight_decay mixture.rounds
-        mixture.examples influence.tangents influence.budget verify.round plan.price
-        lora.rank""",
-    ),
-    "must be above 0": (
-        lambda x: x > 0,
-        """model.rope_theta model.norm_eps base.learning_rate training.learning_rate
-        training.epsilon training.clip_norm lora.alpha""",
-    ),
-    "must be in [0, 1]": (
-        lambda x: 0 <= x <= 1,
-        """training.warmup training.final_learning_rate mixture.min_share influence.fraction""",
-    ),
-    "must be in [0, 1)": (lambda x: 0 <= x < 1, "training.beta1 training.beta2 lora.dropout"),
-    "must be in (0, 1)": (lambda x: 0 < x < 1, "mixture.step influence.confidence"),
-    "must be in 0..4294967295": (lambda x: 0 <= x < 2**32, "seed"),
-}
+from ideal_jax.keys import CONFIGS, keys, shown
 
 
 def _boolean(text: str) -> bool:
@@ -106,18 +29,32 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 }
 
 
+def shipped(name: str) -> ConfigDict:
+    """The config of that name that comes with the package: ``shipped("quickstart")``.
+
+    Raises:
+      UserError: there is none (names all).
+    """
+    return load(_shipped_file(name))
+
+
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config that the file's ``get_config()`` returns, locked but for ``data.sources``.
 
-    ``FILE.py:TEXT`` calls ``get_config(TEXT)``.
+    ``FILE.py:TEXT`` calls ``get_config(TEXT)``. A name alone, ``NAME`` or ``NAME:TEXT``, means a
+    config that comes with the package.
 
     Raises:
       UserError: no such file, it does not run (names the line), or it gives no config.
     """
+    if re.fullmatch(r"[\w-]+(:.*)?", str(path)):
+        path = _shipped_file(str(path))
     name, colon, argument = str(path).partition(".py:")
     path = pathlib.Path(f"{name}.py" if colon else path)
-    if not path.is_file():
-        raise UserError(f"--config={path}: no such file")
+    if not is_file(path):
+        known = path.parent.name == CONFIGS.name and (CONFIGS / path.name).is_file()
+        hint = f"; --config={path.stem} is the one that comes with the program" if known else ""
+        raise UserError(f"--config={shown(str(path))}: no such file{hint}")
     spec = importlib.util.spec_from_file_location(f"ideal_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config={path}: not a Python file (.py)")
@@ -146,11 +83,42 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     return config
 
 
+def restored(values: Mapping[str, Any]) -> ConfigDict:
+    """The config that was recorded as ``values``; keys that were not known then have defaults."""
+    config = shipped("base")
+    known = dict(flatten(config))
+    given = {key: value for key, value in flatten(values) if key in known}
+    config.update_from_flattened_dict(given)
+    config.data.sources = ConfigDict(values["data"].get("sources", {}))
+    return config
+
+
 def with_argument(path: str, argument: str) -> str:
     """``FILE.py:ARGUMENT`` if the file's ``get_config`` takes one, else ``FILE.py``."""
-    file = pathlib.Path(path)
-    text = file.read_text() if file.is_file() else ""
+    if re.fullmatch(r"[\w-]+", path):
+        path = _shipped_file(path)
+    text = pathlib.Path(path).read_text() if is_file(pathlib.Path(path)) else ""
     return f"{path}:{argument}" if re.search(r"def get_config\(\w", text) else path
+
+
+def is_file(path: pathlib.Path) -> bool:
+    """Whether there is such a file; none has a name that the system does not take."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _shipped_file(name: str) -> str:
+    """The path of a shipped config, with the argument behind it if one is given."""
+    stem, colon, argument = name.partition(":")
+    if not (CONFIGS / f"{stem}.py").is_file():
+        known = sorted(path.stem for path in CONFIGS.glob("*.py"))
+        raise UserError(
+            f"--config={shown(name)}: no shipped config{nearest(stem, known)}; there are "
+            f"{', '.join(known)}. A file of your own ends in .py"
+        )
+    return f"{CONFIGS / stem}.py{colon}{argument}"
 
 
 def _where(path: pathlib.Path, error: Exception) -> str:
@@ -181,26 +149,25 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     try:
         value = parse(text)
     except (KeyError, ValueError):
-        raise UserError(f"--config.{key}={text}: expected {expected}") from None
+        raise UserError(f"--config.{key}={shown(text)}: expected {expected}") from None
     config.update_from_flattened_dict({key: value})
 
 
-def check(config: ConfigDict) -> None:
-    """Everything about single numbers that can be told before any work.
+def check(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Everything about single values that can be told before any work.
+
+    Args:
+      config: all of it, or with ``prefix`` ("data.") the section, or the part of it there is.
 
     Raises:
       UserError: names the key, its value and what it must be.
     """
-    known = dict(flatten(config))
-    for key, value in known.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: must be a finite number")
-    for rule, (holds, keys) in _LIMITS.items():
-        for key in keys.split():
-            if key not in known:
-                raise UserError(f"the config has no key {key}; configs/base.py shows them all")
-            if not holds(known[key]):
-                raise UserError(f"{key}={known[key]}: {rule}")
+    found = dict(flatten(config, prefix))
+    for name, key in keys().items():
+        if name in found and key.limit is not None:
+            key.limit.check(name, found[name])
+        elif not prefix and key.limit is not None:
+            raise UserError(f"the config has no key {name}; configs/base.py shows them all")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -265,7 +232,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """
     before, after = dict(flatten(old)), dict(flatten(new))
     lines = []
-    for key in sorted((before.keys() | after.keys()) - RUNTIME):
+    runtime = {key.name for key in keys().values() if key.runtime}
+    for key in sorted((before.keys() | after.keys()) - runtime):
         was, now = before.get(key), after.get(key)
         more_rounds = key == "mixture.rounds" and was is not None and now is not None and now >= was
         goes_on = more_rounds or (key == "mixture.stop" and now is False)

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from ideal_jax import cli
+import ideal_jax
+from ideal_jax import cli, usage
 from ideal_jax.errors import UserError
+from ideal_jax.keys import keys
 from ideal_jax.runs import session, train_run
 
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.py"
@@ -69,10 +71,52 @@ def write_domains(root, **domains):
 # Flags and config files ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["--debug", "--help"]])
 def test_help(arguments, capsys):
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.startswith("usage: ideal-jax VERB")
+
+
+@pytest.mark.parametrize("verb", list(usage.VERBS))
+def test_every_verb_explains_itself(verb, capsys):
+    """Its own flags, and the keys that matter for it with default, meaning and limits."""
+    told = []
+    for arguments in ([verb, "--help"], [verb, "-h", "--wrong=1"], ["help", verb]):
+        assert cli.main(arguments) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
+    assert told[0].startswith(f"usage: ideal-jax {verb} ")
+    assert "--workdir=DIR" in told[0]
+    own = {"run": "mixture.step=0.15", "influence": "influence.round=-1", "data": "--show=N"}
+    own |= {"verify": "verify.changes=0.15,0.5", "plan": "--topology=MACHINE"}
+    for name, text in own.items():
+        assert (text in told[0]) == (name == verb or (name, verb) == ("run", "influence"))
+    assert all(part in keys() or any(key.startswith(f"{part}.") for key in keys())
+               for part in usage.VERBS[verb].keys)  # fmt: skip
+
+
+def test_every_key_is_explained(capsys):
+    assert cli.main(["help", "keys"]) == 0
+    text = " " + " ".join(capsys.readouterr().out.split())
+    for name, key in keys().items():
+        assert f" {name}=" in text
+        assert " ".join(key.meaning.split()) in text
+    assert cli.main(["help", "mixture.step"]) == 0
+    one = capsys.readouterr().out
+    assert "mixture.step=0.15" in one
+    assert "(0, 1)" in one
+    assert cli.main(["help", "mesh"]) == 0
+    assert capsys.readouterr().out.count("mesh.") == 4
+    assert cli.main(["help", "mixture.stp"]) == 2
+    assert "no verb, key or section of keys (did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["run", "--version"], ["--debug", "--version"]]
+)
+def test_version(arguments, capsys):
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"ideal-jax {ideal_jax.__version__}\n"
 
 
 def test_no_arguments_show_the_usage(capsys):
@@ -82,12 +126,31 @@ def test_no_arguments_show_the_usage(capsys):
 
 def test_an_unknown_verb(refused):
     assert "unknown verb 'rnu' (did you mean run?); verbs: run," in refused(verb="rnu")
-    assert "unknown verb '--config=" in refused(verb=f"--config={TINY}")
+    assert "the verb comes first, as in: ideal-jax run --config=" in refused(
+        verb=f"--config={TINY}"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--wandb"], "--wandb: unknown flag\n"),
+        (["--wandb", "--workdir=x"], "--wandb: unknown flag\n"),
+        (["--epochs", "3"], "--epochs: unknown flag\n"),
+        (["-v"], "--v: unknown flag\n"),
+        (["--search"], "--search: unknown flag\n"),
+        (["--show=3"], "--show: unknown flag\n"),
+        (["--resume", "yes"], "--resume: unknown flag\n"),
+        (["--debug=1"], "--debug takes no value"),
+        (["--config", "--workdir=x"], "--config: needs a value, as in --config=VALUE"),
+        (["--workdir=" + "x" * 300], "too long for a path"),
+        (["--workdir=a\0b"], "has a character that no name has"),
+        (["--workdir=~no-such-user/w"], "no home folder of that name"),
+        (["--config.training.steps=" + "9" * 5000], "expected a whole number"),
+        (["--config.data.root=a\nb"], "data.root='a\\nb'"),
+        (["--config=nonsense"], "--config=nonsense: no shipped config; there are base, forkme,"),
+        (["--config=" + "x" * 300 + ".py"], "no such file"),
+        (["--config=a\0b.py"], "no such file"),
         (["--wrkdir=x"], "--wrkdir: unknown flag (did you mean --workdir?)"),
         (["--confg.training.steps=3"], "--confg.training.steps: unknown flag"),
         (["stray"], "unexpected argument 'stray'; flags look like --workdir=DIR"),
@@ -109,7 +172,9 @@ def test_flags(refused, tmp_path, arguments, message):
 
 
 def test_missing_flags(refused):
-    assert "--config=FILE.py is missing; configs/quickstart.py is a start" in refused(config=None)
+    error = refused(config=None)
+    assert "--config=FILE.py is missing (there is no run in " in error
+    assert "--config=quickstart is a start" in error
     assert "--workdir=DIR is missing" in refused(workdir=None)
     assert "--workdir=gs://a/b: not a folder; docs/launch.md" in refused(workdir="gs://a/b")
     assert "--config=no/such.py: no such file" in refused(config="no/such.py")
@@ -134,7 +199,7 @@ def test_flags_may_be_written_with_a_space_and_a_tilde(monkeypatch, tmp_path):
         ("def get_config():\n    c = 1\n    c.x = 2\n", "my.py:3: AttributeError: 'int' object"),
         (
             "from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict()\n",
-            "the config has no key data.prefetch; configs/base.py shows them all",
+            "the config has no key seed; configs/base.py shows them all",
         ),
         (
             "from ideal_jax.config import load\n\ndef get_config():\n"
@@ -164,8 +229,13 @@ def test_debug_shows_where(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         cli.main(["run", "--config=no.py", f"--workdir={tmp_path / 'w'}", "--debug"])
     command = [sys.executable, "-m", "ideal_jax", "run", "--config=no.py", "--workdir=w"]
-    for flags, traced in (([], False), (["--debug"], True)):
-        done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=tmp_path)
+    for before, after, traced in (
+        ([], [], False),
+        ([], ["--debug"], True),
+        (["--debug"], [], True),
+    ):
+        arguments = [*command[:3], *before, *command[3:], *after]
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
         assert ("Traceback" in done.stderr) == traced
         assert "no such file" in done.stderr
         assert done.returncode == (1 if traced else 2)
@@ -193,17 +263,17 @@ def test_debug_shows_where(tmp_path):
         ("training.learning_rate", -1, "training.learning_rate=-1.0: must be above 0"),
         ("training.schedule", "cosin", "training.schedule='cosin' is not one of cosine, linear"),
         ("base.steps", -1, "base.steps=-1: must be at least 0"),
-        ("seed", -1, "seed=-1: must be in 0..4294967295"),
+        ("seed", -1, "seed=-1: must be at least 0"),
         ("loss.reduction", "mean", "loss.reduction='mean' is not one of token, example"),
         ("loss.block", 0, "loss.block=0: must be at least 1"),
         ("eval.tasks", "gsm8k", "eval.tasks='gsm8k' is not one of exact_match"),
         ("eval.examples", 1, "eval.examples=1: must be at least 2"),
-        ("influence.estimator", "kfca", "influence.estimator='kfca' is unknown; choose one of"),
+        ("influence.estimator", "kfca", "influence.estimator='kfca' is not one of identity,"),
         ("influence.reference_examples", 1, "must be at least 2, or there is no error bar"),
         ("influence.fraction", -0.1, "influence.fraction=-0.1: must be in [0, 1]"),
         ("influence.fraction", 1.5, "influence.fraction=1.5: must be in [0, 1]"),
         ("influence.damping_mode", "rel", "influence.damping_mode='rel'"),
-        ("influence.inversion", "cholesky", "influence.inversion='cholesky': choose damped or"),
+        ("influence.inversion", "cholesky", "influence.inversion='cholesky' is not one of damped,"),
         ("influence.inversion", "tikhonov", "choose influence.estimator='kfac'"),
         ("influence.important", 0, "influence.important=0.0: must be in (0, 1]"),
         ("influence.layer_groups", 0, "influence.layer_groups=0: must be at least 1"),
@@ -211,12 +281,12 @@ def test_debug_shows_where(tmp_path):
         ("influence.iterations", 0, "influence.iterations=0: must be at least 1"),
         ("influence.weights", "1,2", "influence.weights=1,2: 2 values for 5 domains"),
         ("influence.weights", "0,0,0,0,0", "influence.weights=0,0,0,0,0: needs a positive sum"),
-        ("influence.weights", "nan,1,1,1,1", "influence.weights=nan,1,1,1,1: needs a positive sum"),
+        ("influence.weights", "nan,1,1,1,1", "=nan,1,1,1,1: every one must be a finite"),
         ("mixture.step", 1, "mixture.step=1.0: must be in (0, 1)"),
         ("mixture.step", -0.1, "mixture.step=-0.1: must be in (0, 1)"),
         ("mixture.rounds", -1, "mixture.rounds=-1: must be at least 0"),
         ("mixture.counts", "1,2", "mixture.counts=1,2: 2 values for 5 domains"),
-        ("mixture.counts", "1,2,3,4,0", "mixture.counts=1,2,3,4,0: every domain needs at least"),
+        ("mixture.counts", "1,2,3,4,0", "mixture.counts=1,2,3,4,0: every one must be at least 1"),
         ("mixture.counts", "1,2,3,4,x", "expected comma-separated ints"),
         ("mesh.fsdp", 3, "mesh.fsdp=3 × mesh.tensor=1 does not cover the"),
         ("mesh.fsdp", 0, "does not cover the"),

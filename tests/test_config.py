@@ -1,60 +1,18 @@
-import dataclasses
 import math
 import pathlib
-import re
+import shutil
 
 import pytest
 from ml_collections import ConfigDict
 
 from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
-from ideal_jax.influence import Options
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def load(name="base"):
     return config_lib.load(CONFIGS / f"{name}.py")
-
-
-def marks():
-    """(key, mark, meaning) of every line of base.py that gives a key a value.
-
-    A section without a name is one that other files fill.
-    """
-    sections, found = {"c": ""}, []
-    for line in (CONFIGS / "base.py").read_text().splitlines():
-        if match := re.fullmatch(r"    (\w+)\.(\w+) = (\w+) = ConfigDict\(\)(  # .*)?", line):
-            sections[match[3]] = f"{sections[match[1]]}{match[2]}."
-        elif match := re.fullmatch(r"    (\w+)\.(\w+) = .*?  # \[(\w+)\] (.+)", line):
-            found.append((sections[match[1]] + match[2], match[3], match[4]))
-        else:
-            assert not re.match(r"    \w+\.\w+ = ", line), f"no mark or no comment: {line}"
-    return found
-
-
-def test_every_key_is_explained_once_and_marked_as_the_program_has_it():
-    found = marks()
-    keys = [*dict(config_lib.flatten(load())), "data.sources"]
-    assert sorted(key for key, _, _ in found) == sorted(keys)
-    wrong = [
-        key
-        for key, mark, _ in found
-        if mark != ("runtime" if key in config_lib.RUNTIME else "result")
-    ]
-    assert not wrong
-    assert {key for key, _, _ in found} >= config_lib.RUNTIME
-    assert all(len(meaning) >= 4 for _, _, meaning in found)
-
-
-def test_every_number_has_a_limit():
-    limited = {key for _, keys in config_lib._LIMITS.values() for key in keys.split()}
-    limited |= {f"influence.{field.name}" for field in dataclasses.fields(Options)}
-    numbers = {key for key, value in config_lib.flatten(load()) if type(value) in (int, float)}
-    # data.prepare has its own, and a mesh has to cover the devices.
-    rest = {key for key in numbers - limited if not key.startswith(("data.", "mesh."))}
-    assert not rest
-    config_lib.check(load())
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
@@ -149,6 +107,23 @@ def test_changed():
     ]
     # A key that the other version of the package did not have.
     assert config_lib.changed({}, {"seed": 1}) == ["seed: null -> 1"]
+
+
+def test_a_shipped_config_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.load("tiny").to_dict() == load("tiny").to_dict()
+    assert config_lib.shipped("tiny").to_dict() == load("tiny").to_dict()
+    assert config_lib.load("llama3_8b:v6e:4x4").model.remat == "dots"
+    for name in ("quikstart", "tiny:x"):
+        with pytest.raises(UserError, match=r"quickstart|takes no argument"):
+            config_lib.load(name)
+    with pytest.raises(UserError, match="no such file; --config=tiny is the one that comes with"):
+        config_lib.load("configs/tiny.py")
+
+
+def test_a_copy_of_forkme_works_anywhere(tmp_path):
+    copy = shutil.copy(CONFIGS / "forkme.py", tmp_path / "mine.py")
+    assert config_lib.load(copy).to_dict() == load("forkme").to_dict()
 
 
 def test_comma_strings():

@@ -31,7 +31,6 @@ from ideal_jax.data import synthetic
 from ideal_jax.data.benchmarks import Benchmarks
 from ideal_jax.data.cache import cache_folder, entry
 from ideal_jax.data.collect import (
-    LEAST,
     SPLITS,
     Collected,
     Records,
@@ -148,22 +147,9 @@ def prepare(
 
 
 def _check(config: Any) -> None:
-    least = {"row_length": 1, "max_segments": 1, "window": 1, "workers": -1}
-    least |= {"reference_examples": LEAST, "test_examples": 0}
-    for key, smallest in least.items():
-        if getattr(config, key) < smallest:
-            raise UserError(f"data.{key}={getattr(config, key)}: must be at least {smallest}")
-    config_lib.choice("data.overlong", config.overlong, ("truncate", "drop"))
-    config_lib.choice("data.supervise", config.supervise, ("all", "last"))
+    config_lib.check(config, "data.")
     if config.decontaminate and not config.benchmarks:
         raise UserError("data.decontaminate needs data.benchmarks: files of what to leave out")
-    if not is_built_in(config):
-        return
-    for key in ("reference", "test"):
-        if getattr(config.synthetic, key) < 1:
-            raise UserError(f"data.synthetic.{key}: must be at least 1")
-    if not 0 <= config.synthetic.noise <= 1:
-        raise UserError(f"data.synthetic.noise={config.synthetic.noise}: must be in 0..1")
 
 
 def _claim(folder: Path, config: Any, seed: int) -> bool:

@@ -13,7 +13,11 @@ def answer(run: Run) -> dict[str, Any]:
     While nothing is chosen, the latest evaluated round stands in for the chosen one.
     """
     if not run.rounds:
-        return {"headline": "No round has started yet", "reason": "", "rows": []}
+        headline = "No round has started yet"
+        if run.measured:
+            model = run.measured[0]["model"] or "the model"
+            headline = f"What more of each domain would do to {model}"
+        return {"headline": headline, "reason": "", "rows": []}
     chosen = rounds.best(run)
     given = run.rounds[0]
     evaluated = [round_ for round_ in run.rounds if round_.evaluation]

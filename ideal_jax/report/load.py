@@ -40,6 +40,10 @@ _INFLUENCE = {
     "alpha": [float],
     "alpha_stderr": [float],
     "beta?": [float],
+    "counts?": [float],
+    "given?": [float],
+    "round?": int,
+    "model?": str,
     "shares?": [float],
     "examples_used?": float,
     "layers?": [object],
@@ -169,12 +173,16 @@ class Round(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A work directory: its files, checked; ``results.json`` is None while it is missing."""
+    """A work directory: its files, checked; ``results.json`` is None while it is missing.
+
+    ``measured`` is what ``ideal-jax influence`` has left there.
+    """
 
     config: dict[str, Json]
     results: dict[str, Json] | None
     rounds: list[Round]
     verifications: list[dict[str, Json]]
+    measured: list[dict[str, Json]] = []  # noqa: RUF012 (never changed)
 
 
 def load(workdir: Path) -> Run:
@@ -197,19 +205,33 @@ def load(workdir: Path) -> Run:
     checks = sorted((workdir / "verify").glob("round_*/*.json"))
     verifications = [_read(path, _VERIFICATION) for path in checks]
     results = _read(workdir / "results.json", _RESULTS)
-    return Run(config, results, rounds, [v for v in verifications if v is not None])
+    folder = workdir / "influence"
+    files = [folder / "influence.json", *sorted(folder.glob("[0-9]*/influence.json"))]
+    measured = [_influence(path) for path in files]
+    return Run(
+        config,
+        results,
+        rounds,
+        [v for v in verifications if v is not None],
+        [m for m in measured if m is not None],
+    )
 
 
 def _round(folder: Path) -> Round:
     mixture = _read(folder / "mixture.json", _MIXTURE)
     assert mixture is not None, "the folder was found by this file"
-    influence = _read(folder / "influence.json", _INFLUENCE)
-    if influence is not None:
-        _check_shapes(influence, folder / "influence.json")
+    influence = _influence(folder / "influence.json")
     steps, unreadable = _steps(folder / "metrics.jsonl")
     evaluation = _read(folder / "evaluation.json", _EVALUATION)
     speed = _read(folder / "speed.json", _SPEED)
     return Round(int(folder.name), mixture, influence, evaluation, steps, speed, unreadable)
+
+
+def _influence(path: Path) -> dict[str, Json] | None:
+    influence = _read(path, _INFLUENCE)
+    if influence is not None:
+        _check_shapes(influence, path)
+    return influence
 
 
 def _read(path: Path, schema: Json, foreign: bool = False) -> dict[str, Json] | None:
@@ -296,7 +318,7 @@ def _place(where: str) -> str:
 def _check_shapes(influence: dict[str, Json], path: Path) -> None:
     """Every vector has R or n entries, every matrix is [R][n]."""
     R, n = len(influence["references"]), len(influence["domains"])
-    vectors = {"alpha": n, "alpha_stderr": n, "beta": n, "shares": n}
+    vectors = {"alpha": n, "alpha_stderr": n, "beta": n, "shares": n, "counts": n, "given": n}
     vectors |= {"reference_shares": R, "solve_residual": R}
     matrices = ("matrix", "stderr", "stderr_train", "stderr_reference")
     good = {key: influence[key] is None or len(influence[key]) == k for key, k in vectors.items()}

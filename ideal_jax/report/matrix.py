@@ -6,23 +6,37 @@ from typing import Any
 
 from ideal_jax.mixture import FAILED_RESIDUAL, ROUGH_RESIDUAL
 from ideal_jax.report import figures, formats, rounds
-from ideal_jax.report.load import Round, Run
+from ideal_jax.report.load import Run
 
 _Z = 1.959964  # half width of a 95 % interval in standard errors
 _REPLAYED = "metagradient"
+ONLY_ORDER = (
+    "Sizes of α mean nothing by themselves and differ from estimator to estimator; signs and order"
+    " count."
+)
 _EXACT = 1e-3  # residual above which a solve is called approximate
 _NO_LIMIT = "raise influence.damping"  # of files that do not say what helps
 
 
 def influence(run: Run) -> list[dict[str, Any]]:
-    """One view per round that has measured influence."""
+    """One view per round that has measured influence, and per call of ``ideal-jax influence``."""
     chosen = rounds.best(run)
     decided_by = None if chosen is None else max(chosen - 1, run.rounds[0].number)
-    return [
-        _view(r.influence, r) | {"open": rounds.is_open(run, r.number, decided_by)}
+    views = [
+        _view(r.influence, f"round{r.number}", f"the model of round {r.number}")
+        | {"open": rounds.is_open(run, r.number, decided_by)}
         for r in run.rounds
         if r.influence is not None
     ]
+    known = {r.number for r in run.rounds if r.influence is not None}
+    for data in run.measured:
+        number = data["round"]
+        if number in known:  # the same as the run's own
+            continue
+        at = data["model"] or "a checkpoint" if number is None else f"the model of round {number}"
+        name = "checkpoint" if number is None else f"after{number}"
+        views.append(_view(data, name, f"{at}, by ideal-jax influence") | {"open": True})
+    return views
 
 
 def rough_solves(residuals: Sequence[float], names: Sequence[str], remedy: str | None) -> str:
@@ -45,7 +59,8 @@ def rough_solves(residuals: Sequence[float], names: Sequence[str], remedy: str |
     )
 
 
-def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
+def _view(data: dict[str, Any], name: str, at: str) -> dict[str, Any]:
+    """The matrix and all that is known of it; ``name`` is of its figure, ``at`` tells the model."""
     references, domains = data["references"], data["domains"]
     entries = [x for row in data["matrix"] for x in row] + data["alpha"]
     exponent = formats.magnitude(entries)
@@ -73,12 +88,12 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         for row, errors in zip(matrix, stderr, strict=True)
         for a, e in zip(row, errors, strict=True)
     )
-    label = f"Effect α of each domain on the overall loss, round {round_.number}: " + "; ".join(
+    label = f"Effect α of each domain on the overall loss, at {at}: " + "; ".join(
         f"{name} {formats.significant(a)} ± {formats.significant(_Z * e)}"
         for name, a, e in zip(domains, data["alpha"], data["alpha_stderr"], strict=True)
     )
     return {
-        "number": round_.number,
+        "at": at,
         "domains": domains,
         "rows": [
             {"name": name, "cells": cells(matrix[i], stderr[i])}
@@ -86,6 +101,7 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         ],
         "alpha": cells(data["alpha"], data["alpha_stderr"]),
         "beta": [formats.percent(b, signed=True) for b in data["beta"] or []],
+        "counts": _counts(data),
         "interval": _interval(data["interval"], exponent, decimals),
         "examples": _examples(data["examples"] or []),
         "shares": [formats.percent(share) for share in data["shares"] or []],
@@ -101,7 +117,7 @@ def _view(data: dict[str, Any], round_: Round) -> dict[str, Any]:
         "layers": [str(layer) for layer in data["layers"] or []],
         "decision": _decision(data["decision"]),
         "figure": figures.intervals(
-            f"alpha{round_.number}",
+            f"alpha-{name}",
             label,
             domains,
             data["alpha"],
@@ -121,6 +137,14 @@ def _warning(data: dict[str, Any]) -> str:
             " solution): these numbers mean nothing"
         )
     return rough_solves(residuals, data["references"], data["remedy"])
+
+
+def _counts(data: dict[str, Any]) -> list[str]:
+    """The examples of each domain that β proposes, and where known those that there are."""
+    proposed = [formats.count(count) for count in data["counts"] or []]
+    if not data["given"]:
+        return proposed
+    return [f"{formats.count(a)} → {b}" for a, b in zip(data["given"], proposed, strict=True)]
 
 
 def _kind(value: float, stderr: float) -> str:

@@ -62,6 +62,7 @@ def render(run: Run) -> str:
         planned=rounds.setting(run, "mixture", "rounds"),
         mixture=sections.mixture(run) if some else None,
         influence=matrix.influence(run),
+        only_order=matrix.ONLY_ORDER,
         verifications=verification.verifications(run),
         scores=scores.task_scores(run),
         losses=scores.losses(run),

@@ -7,16 +7,13 @@ stays as it is and training starts from adapters that change nothing.
 
 import dataclasses
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
 
-from ideal_jax import config as config_lib
 from ideal_jax import sealed
 from ideal_jax.errors import UserError
 from ideal_jax.models import (
-    REMAT,
     Decoder,
     DecoderConfig,
     LoRA,
@@ -33,7 +30,6 @@ from ideal_jax.models import (
 from ideal_jax.training.checkpoints import load_params, saved_model
 
 RANDOM = "random"
-_DTYPES = ("float32", "bfloat16", "float64")
 
 
 class Start(NamedTuple):
@@ -54,15 +50,10 @@ def check_model(config: Any) -> None:
         raise UserError(
             f"model.n_heads={model.n_heads} is no multiple of model.n_kv_heads={model.n_kv_heads}"
         )
-    for key in ("dtype", "param_dtype"):
-        config_lib.choice(f"model.{key}", model[key], _DTYPES)
-    config_lib.choice("model.remat", model.remat, REMAT)
-    try:
-        re.compile(config.lora.target)
-    except re.error as error:
+    if model.head_dim % 2:
         raise UserError(
-            f"lora.target={config.lora.target!r} is no regular expression: {error}"
-        ) from None
+            f"model.head_dim={model.head_dim}: must be even, rotary positions turn pairs"
+        )
     if model.init != RANDOM:
         open_model(config, 0)
 
@@ -163,6 +154,14 @@ def init_start(config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
     with under.unlocked():
         under.model.init, under.lora.rank = base, 0
     return Start(_load(folder, abstract), init_start(under, model, mesh).params)
+
+
+def trained_in(folder: pathlib.Path, config: Any, model: Decoder, mesh: jax.sharding.Mesh) -> Start:
+    """The parameters that a training of this model has left in ``folder``."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.init, config.lora.rank = str(folder), 0
+    return init_start(config, model, mesh)
 
 
 def _load(folder: pathlib.Path, abstract: Any) -> Any:

@@ -12,7 +12,7 @@ from ideal_jax.mixture import MixturePlan
 from ideal_jax.models import check_export, lora, save_hf, save_peft
 from ideal_jax.models.peft import name_base
 from ideal_jax.runs import cluster
-from ideal_jax.runs.base_model import Start, frozen_folder, init_start, is_ours
+from ideal_jax.runs.base_model import Start, frozen_folder, is_ours, trained_in
 from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.session import Session, open_session
 from ideal_jax.runs.train_run import train_round
@@ -88,12 +88,9 @@ def export_best(
 
 
 def _export(session: Session, best: int) -> None:
-    config, model = session.config.copy_and_resolve_references(), session.model
-    source = session.workdir.round(best)
-    with config.unlocked():
-        config.model.init, config.lora.rank = str(source), 0
+    model, source = session.model, session.workdir.round(best)
     try:
-        trained = init_start(config, model, session.mesh)
+        trained = trained_in(source, session.config, model, session.mesh)
     except sealed.DamagedError as error:
         sealed.tell(f"{error}; it is made again")
         trained = _again(session, best)

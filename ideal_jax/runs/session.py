@@ -73,7 +73,7 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     cluster.initialise()
     config_lib.check(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    _check(config, mesh)
+    check(config, mesh)
     tokenizer = choose_tokenizer(config)
     folder = WorkDir(workdir, config)
     reporter = Reporter(config.logging.progress)
@@ -127,7 +127,12 @@ def _given_mixture(config: Any, data: Dataset) -> MixtureState:
     return state
 
 
-def _check(config: Any, mesh: jax.sharding.Mesh) -> None:
+def check(config: Any, mesh: jax.sharding.Mesh) -> None:
+    """Which values of several keys do not go together; ``config.check`` has looked at each.
+
+    Raises:
+      UserError: names the keys.
+    """
     ways = sharding.batch_ways(mesh)
     for section in ("base", "training"):
         size = config[section].batch_size

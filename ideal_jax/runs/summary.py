@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ideal_jax.report import changes, formats
+from ideal_jax.report.matrix import ONLY_ORDER
 from ideal_jax.runs.influence_record import solve_warning
 
 
@@ -105,12 +106,18 @@ def print_influence(record: dict[str, Any], file: pathlib.Path) -> None:
         cells = (f"{x:+.3g} ± {e:.2g}" for x, e in zip(values, errors, strict=True))
         table.add_row(name, *cells, end_section=k == len(rows) - 2)
     table.add_row("proposed change (β)", *(f"{100 * b:+.1f}%" for b in record["beta"]))
-    table.add_row("proposed examples", *(f"{count:,}" for count in record["counts"]))
+    counts = [f"{count:,}" for count in record["counts"]]
+    if "given" in record:
+        counts = [f"{a:,} → {b}" for a, b in zip(record["given"], counts, strict=True)]
+    table.add_row("proposed examples", *counts)
     console = Console(highlight=False)
+    if "model" in record:
+        console.print(f"measured at {record['model']}", markup=False, soft_wrap=True)
     console.print(table)
     if warning := solve_warning(record):
         console.print(warning, soft_wrap=True)
-    console.print("negative: more of the domain lowers the loss", record["decision"]["reason"])
+    console.print(f"negative: more of the domain lowers the loss. {record['decision']['reason']}")
+    console.print(ONLY_ORDER, soft_wrap=True)
     console.print(f"influence: {file}", soft_wrap=True)
 
 

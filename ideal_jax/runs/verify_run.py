@@ -70,7 +70,7 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     moved = config_lib.names(options.domains) or session.names
     for name in moved:
         config_lib.choice("verify.domains", name, session.names)
-    state = _state(session, options.round)
+    state = round_state(session, options.round, "verify.round")
     folder = session.workdir.path / "verify" / f"round_{options.round:02d}"
     orders = [
         _order(session, state, moved, estimators, changes, order, folder / f"order_{order}")
@@ -103,13 +103,17 @@ def _changes(options: Any) -> tuple[float, ...]:
     return values
 
 
-def _state(session: Session, number: int) -> MixtureState:
-    """The mixture of a round: the given one, or what the run has recorded."""
+def round_state(session: Session, number: int, key: str) -> MixtureState:
+    """The mixture of a round: the given one, or what the run has recorded.
+
+    Raises:
+      UserError: the run has not come to that round, which ``key`` asks for.
+    """
     if number == 0:
         return session.given
     file = session.workdir.round(number) / "mixture.json"
     if not file.exists():
-        raise UserError(f"verify.round={number}: {file} does not exist; run that round first")
+        raise UserError(f"{key}={number}: {file} does not exist; run that round first")
     found = read_json(file)["domains"]
     counts = np.asarray([domain["count"] for domain in found], np.int64)
     beta, volume = (np.asarray([domain[key] for domain in found]) for key in ("beta", "volume"))

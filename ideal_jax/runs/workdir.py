@@ -68,7 +68,7 @@ class WorkDir:
     def describe(self, config: Any, command: str, mesh: jax.sharding.Mesh, data: str) -> None:
         """Writes ``config.json``: command, resolved config, versions, devices, digest of the data.
 
-        An empty command keeps the one that is there.
+        Without a command, what is there stays: the record of a run is not that of a later look.
 
         Raises:
           UserError: the digest was another.
@@ -80,7 +80,8 @@ class WorkDir:
                 f"{self.path / 'data'} was made again, and its sources have changed since; restore "
                 "them, or choose another --workdir"
             )
-        command = command or known.get("command", "")
+        if known and not command:
+            return
         devices = jax.devices()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions["python"] = platform.python_version()
@@ -169,6 +170,14 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
             f"--workdir={folder}: its config.json is damaged; restore it, or choose another"
         )
     return dict(value)
+
+
+def recorded_command(folder: pathlib.Path) -> str:
+    """The command that a work directory was made with; "" if none is on record."""
+    try:
+        return str(read_json(folder / "config.json")["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:

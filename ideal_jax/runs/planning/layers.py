@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from ideal_jax.errors import UserError
 from ideal_jax.influence.kfac import block_width
 from ideal_jax.models import DecoderConfig
 from ideal_jax.runs.cost import Matrix, dense_layers, left_out
@@ -58,6 +59,9 @@ def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
     """The dense layers with Kronecker factors, as ``decoder_problem`` chooses them.
 
     Those that read the same input come one after the other.
+
+    Raises:
+      UserError: there are none.
     """
     shapes = dict(dense_layers(cfg))
     if cfg.lora is not None:
@@ -77,6 +81,9 @@ def factored(cfg: DecoderConfig, layers: str, max_factor: int) -> list[Matrix]:
             count = cfg.n_layers if path.startswith("layers/") else 1
             found.append(Matrix(count, i, o, blocks, read not in inputs))
             inputs.add(read)
+    if not found:
+        key = f"lora.target={cfg.lora.target!r}" if cfg.lora and not shapes else ""
+        raise UserError(f"{key or f'influence.layers={layers!r}'} matches no dense layer")
     return found
 
 

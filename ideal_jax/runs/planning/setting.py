@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ideal_jax import config as config_lib
 from ideal_jax.errors import UserError
+from ideal_jax.keys import CONFIGS
 from ideal_jax.models import DecoderConfig, LoRA, hf_model
 from ideal_jax.runs.influence_options import check_influence
 from ideal_jax.runs.model_tokenizer import choose_tokenizer
@@ -195,6 +196,9 @@ def planned_decoder(config: Any) -> DecoderConfig:
         choose_tokenizer(config)
     how = {key: options[key] for key in ("dtype", "param_dtype", "remat", "unroll")}
     folder = config.plan.model or options.init
+    models = CONFIGS / "models"
+    if config.plan.model and (models / folder / "config.json").is_file():
+        folder = str(models / folder)  # a shipped one, by its name
     if folder == "random":
         skipped = ("init", "attention")
         shape = {key: value for key, value in options.items() if key not in skipped}
@@ -206,7 +210,7 @@ def planned_decoder(config: Any) -> DecoderConfig:
     else:
         raise UserError(
             f"model.init={options.init} is no folder here; set plan.model to a folder that has its "
-            "config.json"
+            f"config.json, or to one of {', '.join(sorted(f.name for f in models.iterdir()))}"
         )
     wanted = config.lora
     adapters = LoRA(wanted.rank, wanted.alpha, wanted.dropout, wanted.target)
