@@ -6,7 +6,7 @@ The protocol, fixed before the first result. A setting is how rows are ordered, 
 are packed together, the peak learning rate and the steps:
 
     number:256:3e-3:256   before: rows shuffled by their number in the whole plan
-    shared:64:3e-3:256    rows keep their order from mixture to mixture (``data.pipeline.row_order``)
+    shared:64:3e-3:256    rows that two mixtures share keep their order (``row_order``)
     …                     the same two at 1e-3, and shared rows at 5e-4 and for 384 steps
 
 For every seed (base model, data, noise and plans change with it) the given mixture and one moved by
@@ -19,8 +19,8 @@ in the first order. Told of the mean loss over capabilities, on the test and the
     change  that difference, mean over orders and seeds
     line    residual deviation around a parabola through the seven mixtures of the line
 
-The regime is the setting with the smallest paired/|change| of the reference loss; what is within one
-standard error of it is decided by fewer steps, then by the larger rate. Every training is kept.
+The regime is the setting with the smallest paired/|change| of the reference loss; what is within
+one standard error of it is decided by fewer steps, then by the larger rate. Every training is kept.
 """
 
 import argparse

@@ -94,9 +94,9 @@ def training_batches(
 ) -> grain.MapDataset:
     """An endless dataset whose element [step] is the batch of that step.
 
-    Every epoch takes all rows once, in an order of its own (``row_order``); a batch may straddle two
-    epochs. Rows that two mixtures have in common keep their order, so that two trainings differ by
-    their mixtures and not by a new shuffle.
+    Every epoch takes all rows once, in an order of its own (``row_order``); a batch may straddle
+    two epochs. Rows that two mixtures have in common keep their order, so that two trainings differ
+    by their mixtures and not by a new shuffle.
 
     Args:
       rows: (low, high) part of each batch, for one process of several; the parts of all processes,
