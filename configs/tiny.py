@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     c.base.steps = 24
     c.training.steps = 24
     c.training.checkpoint_every = 8
+    c.influence.fraction = 0.5
     c.influence.curvature_examples = 32
     c.influence.iterations = 5
     c.influence.batch_size = 16

@@ -25,7 +25,7 @@ import numpy as np
 
 from ideal_jax.data.packing import pack
 from ideal_jax.data.store import TokenStore
-from ideal_jax.mixture import MixturePlan, permutation
+from ideal_jax.mixture import MixturePlan
 
 Batch = dict[str, np.ndarray]
 Reduction = Literal["token", "example"]
@@ -94,8 +94,9 @@ def training_batches(
 ) -> grain.MapDataset:
     """An endless dataset whose element [step] is the batch of that step.
 
-    Every epoch takes all rows once, in an order of its own that depends on (seed, epoch); a batch
-    may straddle two epochs.
+    Every epoch takes all rows once, in an order of its own (``row_order``); a batch may straddle
+    two epochs. Rows that two mixtures have in common keep their order, so that two trainings differ
+    by their mixtures and not by a new shuffle.
 
     Args:
       rows: (low, high) part of each batch, for one process of several; the parts of all processes,
@@ -105,6 +106,7 @@ def training_batches(
         raise ValueError("the plan holds no examples")
     source = _Steps(
         table,
+        tuple(np.bincount(table.domains).tolist()),
         tuple(stores),
         np.arange(*(rows or (0, batch_size))),
         batch_size,
@@ -233,6 +235,7 @@ class _Steps:
     """step → batch, as a random-access source."""
 
     table: RowTable
+    sizes: tuple[int, ...]  # rows of each domain
     stores: tuple[TokenStore, ...]
     places: np.ndarray  # which of the batch's rows 0..batch_size-1
     batch_size: int
@@ -247,7 +250,7 @@ class _Steps:
     def __getitem__(self, step: int) -> Batch:
         epochs, places = np.divmod(int(step) * self.batch_size + self.places, len(self.table))
         numbers = [
-            _row_order(len(self.table), self.seed, int(epoch))[place]
+            row_order(self.sizes, self.seed, int(epoch))[place]
             for epoch, place in zip(epochs, places, strict=True)
         ]
         domains = self.table.domains[numbers]
@@ -262,8 +265,17 @@ class _Steps:
 
 
 @functools.lru_cache(maxsize=4)
-def _row_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(count, seed, epoch, _ROW_ORDER)
+def row_order(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """int64[Σ sizes]: the order of an epoch's rows, by their numbers in a ``RowTable``.
+
+    Every row draws a key from (seed, epoch, domain, its number in the domain), and the smallest
+    comes first. So how many rows a domain has moves no row past another, of whatever domain.
+    """
+    keys = [
+        np.random.Philox(np.random.SeedSequence((seed, epoch, domain, _ROW_ORDER))).random_raw(size)
+        for domain, size in enumerate(sizes)
+    ]
+    return np.argsort(np.concatenate(keys), kind="stable")
 
 
 def _assemble(

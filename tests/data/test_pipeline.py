@@ -4,7 +4,7 @@ import grain
 import numpy as np
 import pytest
 
-from ideal_jax.data.pipeline import example_batches, packed_rows, training_batches
+from ideal_jax.data.pipeline import example_batches, packed_rows, row_order, training_batches
 from ideal_jax.data.store import Example, TokenStore
 from ideal_jax.mixture import MixturePlan
 
@@ -133,13 +133,94 @@ def test_seeds_differ_and_pickles_do_not(table, stores):
     assert_equal(pickle.loads(pickle.dumps(steps))[5], steps[5])
 
 
-def test_a_larger_volume_keeps_the_rows_of_complete_windows(stores):
+@pytest.mark.parametrize("window", [8, 16])
+@pytest.mark.parametrize(("fewer", "more"), [(32, 71), (30, 33), (7, 8), (39, 40), (50, 200)])
+def test_a_larger_volume_keeps_the_rows_of_complete_windows(stores, window, fewer, more):
     tables = [
-        packed_rows(MixturePlan(SIZES, (0, count, 0), 5), stores, T, S, window=8)
-        for count in (32, 71)
+        packed_rows(MixturePlan(SIZES, (0, count, 0), 5), stores, T, S, window)
+        for count in (fewer, more)
     ]
     small, large = ([t.row(r).tolist() for r in range(len(t))] for t in tables)
-    assert large[: len(small)] == small
+    kept = 0  # rows, until those of the complete windows are through
+    for held in np.cumsum([len(row) for row in small]):
+        kept += held <= fewer - fewer % window
+    assert sum(map(len, small[:kept])) == fewer - fewer % window
+    assert large[:kept] == small[:kept]
+
+
+def by_domain(sizes):
+    """(domain, row of the domain) of every row of a table."""
+    return [(d, r) for d, size in enumerate(sizes) for r in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((50, 30, 20), (70, 30, 20)),  # one grows
+        ((50, 30, 20), (20, 60, 20)),  # one for another
+        ((50, 30, 20), (50, 0, 40)),  # one is left out
+        ((1, 1, 1), (400, 300, 200)),
+    ],
+)
+def test_rows_of_two_mixtures_keep_their_order(first, second):
+    for seed, epoch in ((0, 0), (0, 1), (7, 2), (7 + (3 << 32), 5)):
+        orders = []
+        for sizes in (first, second):
+            names, order = by_domain(sizes), row_order(sizes, seed, epoch)
+            assert sorted(order.tolist()) == list(range(sum(sizes)))
+            orders.append([names[number] for number in order])
+        shared = set(orders[0]) & set(orders[1])
+        assert len(shared) > 2
+        kept = [[row for row in order if row in shared] for order in orders]
+        assert kept[0] == kept[1]
+
+
+def test_batches_of_two_mixtures_keep_their_order(stores):
+    """From plans of whole windows to batches, over three epochs."""
+    found = []
+    for counts in ((16, 24, 8), (16, 40, 8), (8, 32, 8)):
+        table = packed_rows(MixturePlan(SIZES, counts, 5), stores, T, S, window=8)
+        steps = batches(table, stores, batch_size=len(table))
+        found.append(
+            [
+                [(int(d), tuple(row)) for d, row in zip(b["domains"], b["examples"], strict=True)]
+                for b in (steps[epoch] for epoch in range(3))
+            ]
+        )
+    for epochs in zip(*found, strict=True):
+        shared = set.intersection(*map(set, epochs))
+        assert len(shared) > 10
+        kept = [[row for row in rows if row in shared] for rows in epochs]
+        assert kept[0] == kept[1] == kept[2]
+
+
+def test_row_orders_differ_between_epochs_and_seeds():
+    sizes = (40, 50)
+    orders = [row_order(sizes, seed, epoch) for seed in (1, 2, 1 + (1 << 32)) for epoch in (0, 1)]
+    for i, a in enumerate(orders):
+        for b in orders[:i]:  # two random permutations have one fixed point on average
+            assert (a == b).sum() < 10
+    # Nor do two domains share their keys: they would come in pairs.
+    places = np.argsort(row_order((500, 500), 3, 0))
+    assert abs(np.corrcoef(places[:500], places[500:])[0, 1]) < 0.2
+
+
+def test_a_domain_is_spread_evenly_over_an_epoch():
+    sizes = (3000, 300, 700)
+    order = row_order(sizes, seed=11, epoch=4)
+    domains = np.repeat(np.arange(3), sizes)[order]
+    for part in np.split(domains, 10):
+        counts = np.bincount(part, minlength=3)
+        expected = 400 * np.array(sizes) / 4000
+        assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "known"),
+    [(1, 0, [3, 0, 4, 1, 2, 6, 5]), (1 + (2 << 32), 3, [4, 2, 1, 3, 5, 6, 0])],
+)
+def test_a_row_order_is_that_of_every_machine_and_restart(seed, epoch, known):
+    assert row_order((3, 4), seed, epoch).tolist() == known
 
 
 def test_mistakes_in_the_call(table, stores):
