@@ -7,6 +7,7 @@ expected.
 
 import errno
 import functools
+import importlib
 import os
 import re
 import signal
@@ -84,8 +85,7 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
 def _with_config(name: str, arguments: list[str]) -> int:
     """A verb of ``runs`` that takes a config."""
     config, workdir = parse(arguments, needs_config=True)
-    from ideal_jax import runs  # jax and its backends load only when they are needed
-
+    runs = _load_runs()
     verb = {
         "run": runs.ideal_run,
         "influence": runs.influence_run,
@@ -96,6 +96,18 @@ def _with_config(name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _load_runs() -> Any:
+    """The verbs. JAX and its backends load, which takes seconds, only when they are needed."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("ideal-jax: starting …", flush=True)
+        return importlib.import_module("ideal_jax.runs")
+    with console.status("starting …"):
+        return importlib.import_module("ideal_jax.runs")
+
+
 def _data(arguments: list[str]) -> int:
     pairs = list(_pairs(arguments))
     show = dict(pairs).get("show", "0")
@@ -103,9 +115,8 @@ def _data(arguments: list[str]) -> int:
         raise UserError(f"--show={show}: expected how many examples of each domain to print")
     rest = [f"--{name}={value}" for name, value in pairs if name != "show"]
     config, workdir = parse(rest, needs_config=True)
+    runs = _load_runs()
     import jax
-
-    from ideal_jax import runs
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy and is not needed
     runs.data_run(config, workdir, show=int(show))
@@ -123,9 +134,8 @@ def _plan(arguments: list[str]) -> int:
         pairs.append(("config", config_lib.with_argument(values["config"], machine)))
     rest = [f"--{name}={value}" for name, value in pairs]
     config, workdir = parse(rest, needs_config=True, needs_workdir=False)
+    runs = _load_runs()
     import jax
-
-    from ideal_jax import runs
 
     jax.config.update("jax_platforms", "cpu")  # the machine that is planned is another
     runs.plan_run(config, workdir)
