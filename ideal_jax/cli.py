@@ -7,6 +7,7 @@ expected.
 
 import errno
 import functools
+import importlib
 import os
 import re
 import signal
@@ -95,8 +96,7 @@ def _names() -> str:
 def _with_config(name: str, arguments: list[str]) -> int:
     """A verb of ``runs`` that takes a config."""
     config, workdir = parse(arguments)
-    from ideal_jax import runs  # jax and its backends load only when they are needed
-
+    runs = _load_runs()
     verb = {
         "run": runs.ideal_run,
         "influence": runs.influence_run,
@@ -120,15 +120,26 @@ def _command(name: str, arguments: list[str], workdir: Path) -> str:
     return " ".join((first, *(change for change in changes if change not in first.split())))
 
 
+def _load_runs() -> Any:
+    """The verbs. JAX and its backends load, which takes seconds, only when they are needed."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("ideal-jax: starting …", flush=True)
+        return importlib.import_module("ideal_jax.runs")
+    with console.status("starting …"):
+        return importlib.import_module("ideal_jax.runs")
+
+
 def _data(arguments: list[str]) -> int:
     pairs = list(_pairs(arguments, "show"))
     show = dict(pairs).get("show", "0")
     if not (show.isdecimal() and len(show) < 10):
         raise UserError(f"--show={shown(show)}: expected how many examples of each domain to print")
     config, workdir = _resolve([pair for pair in pairs if pair[0] != "show"])
+    runs = _load_runs()
     import jax
-
-    from ideal_jax import runs
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy and is not needed
     runs.data_run(config, workdir, show=int(show))
@@ -145,9 +156,8 @@ def _plan(arguments: list[str]) -> int:
         # A config that has a setting for each kind of machine gives that of this one.
         pairs.append(("config", config_lib.with_argument(values["config"], machine)))
     config, workdir = _resolve(pairs, needs_workdir=False)
+    runs = _load_runs()
     import jax
-
-    from ideal_jax import runs
 
     jax.config.update("jax_platforms", "cpu")  # the machine that is planned is another
     runs.plan_run(config, workdir)

@@ -33,8 +33,8 @@ VERBS = {
         "decide the mixture, train the balanced model, evaluate every round, write the report",
         "Trains on the given mixture, measures what more of each domain would do, moves the"
         " mixture, trains again. Leaves report.html, results.json, rounds/NN/ and the best round's"
-        " model in export/. The same command, or --workdir alone, continues an interrupted run; raising"
-        " mixture.rounds goes on with a finished one.",
+        " model in export/. The same command, or --workdir alone, continues an interrupted run;"
+        " raising mixture.rounds goes on with a finished one.",
         (
             *("seed", "data.root", "data.domains", "data.tokenizer", "data.row_length"),
             *("data.test_examples", "model.init", "lora.rank", "training.steps", "training.epochs"),

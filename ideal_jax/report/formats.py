@@ -93,13 +93,13 @@ def flops(x: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the two largest units that matter."""
+    """Seconds in the two largest units that matter; whole seconds stay whole."""
     if seconds is None or not finite(seconds):
         return fixed(seconds)
     if seconds < 0.9995:
         return f"{significant(1000 * seconds)} ms"
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{0 if isinstance(seconds, int) else 1}f} s"
     minutes = round(seconds) // 60
     if minutes < 60:
         return f"{minutes} min {round(seconds) % 60} s"

@@ -161,14 +161,16 @@ def trained_shapes(session: Session) -> Any:
 
 def _train_base(session: Session, folder: pathlib.Path) -> Any:
     config = session.config
-    stores = _base_stores(session)
+    with session.reporter.phase("base: data"):
+        stores = _base_stores(session)
     sizes = tuple(len(store) for store in stores)
     options = ConfigDict({**config.training.to_dict(), **config.base.to_dict(), "micro_batches": 1})
     plan = MixturePlan(sizes, sizes, config.seed)
     recipe = _recipe(session, options, plan, stores, config.seed)
     if not is_built_in(config.data):
         recipe = recipe._replace(batches=recipe.batches.map(_all_targets))
-    params = random_params(session.model, session.mesh, config.seed)
+    with session.reporter.phase("base: parameters"):
+        params = random_params(session.model, session.mesh, config.seed)
     return _train(session, recipe, Start(params, {}), folder, "base", rewrite=True).params
 
 

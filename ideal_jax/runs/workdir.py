@@ -174,10 +174,9 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
 
 def recorded_command(folder: pathlib.Path) -> str:
     """The command that a work directory was made with; "" if none is on record."""
-    try:
-        return str(read_json(folder / "config.json")["command"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (folder / "config.json").is_file():
         return ""
+    return str(_config_json(folder).get("command", ""))
 
 
 def finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
