@@ -41,7 +41,7 @@ class Pace:
 
     def left(self) -> float | None:
         """Seconds to the end of the phase; None: nothing is known yet."""
-        work, seconds = (a + b for a, b in zip(self._paced, self._now, strict=True))
+        work, seconds = self._counted()
         if self._part is None or work <= 0 or seconds <= 0:
             return None
         waiting = (self._work or {}).keys() - self._finished - {self._part}
@@ -51,8 +51,11 @@ class Pace:
     def _begin(self, part: str) -> None:
         if self._part is not None:
             self._finished.add(self._part)
-            self._paced = tuple(a + b for a, b in zip(self._paced, self._now, strict=True))
+            self._paced = self._counted()
         self._part, self._done, self._now, self._counted_from = part, 0.0, (0.0, 0.0), None
+
+    def _counted(self) -> tuple[float, float]:
+        return self._paced[0] + self._now[0], self._paced[1] + self._now[1]
 
     def _size(self, part: str) -> float:
         return 1.0 if self._work is None else self._work.get(part, 0.0)
