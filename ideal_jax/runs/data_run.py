@@ -83,7 +83,7 @@ def data_run(config: Any, workdir: str | pathlib.Path, *, show: int = 0) -> dict
     print_check(reporter.console, summary, pairs)
     tell_left_out(data, reporter)
     print_examples(reporter.console, data, config.data.row_length, show)
-    reporter.console.print(f"data check: {check}", soft_wrap=True)
+    reporter.say(f"data check: {check}")
     return summary
 
 
@@ -91,13 +91,12 @@ def _prepared(config: Any, tokenizer: Choice, folder: pathlib.Path, reporter: Re
     section = data_section(config, tokenizer)
     tell_tokenizer(tokenizer, reporter)
     if (folder / "dataset.json").exists():
-        reporter.console.print(
+        reporter.say(
             f"{folder} was prepared before; if files have changed since, use another --workdir",
-            soft_wrap=True,
         )
     elif not is_built_in(section):
         validate(section, reporter)
-    with reporter.phase("prepare") as advance:
+    with reporter.phase("prepare", {"tokenize": 1.0}) as advance:
 
         def progress(name: str, done: int, total: int | None) -> None:
             advance(done, total, name)

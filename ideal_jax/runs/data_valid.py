@@ -39,9 +39,9 @@ def validate(section: Any, reporter: Reporter) -> None:
                 listed = list(itertools.islice(errors, LISTED))
                 more = sum(1 for _ in errors)
             for error in listed:
-                reporter.console.print(str(error), soft_wrap=True, markup=False)
+                reporter.say(str(error))
             if more:
-                reporter.console.print(f"… and {more} more in {source.spec}", soft_wrap=True)
+                reporter.say(f"… and {more} more in {source.spec}")
             if listed:
                 bad[source.spec] = len(listed) + more
     if bad:

@@ -50,7 +50,7 @@ def evaluate_round(session: Session, params: Any, name: str) -> dict[str, Any]:
             end_id=end_of_turn(session.data.tokenizer),
         )
     )
-    with session.reporter.phase(name) as advance:
+    with session.reporter.phase(name, first=total // len(session.names)) as advance:
         done = 0
         for j, domain in enumerate(session.names):
             for split, table in (("reference", reference), ("test", test)):
@@ -198,10 +198,9 @@ def _prompts(session: Session, domain: str) -> tuple[list[Record], list[np.ndarr
             records.append(record)
             prompts.append(tokens)
     if missing := len(talks) - len(records):
-        session.reporter.console.print(
+        session.reporter.say(
             f"{domain}: {missing} of {len(talks)} test conversations have no prompt to answer in "
             "words, so exact match leaves them out",
-            soft_wrap=True,
         )
     return records, prompts
 

@@ -105,12 +105,13 @@ def run_round(
     following, stopped = state, False
     if wants_influence:
         if influence is None:
-            influence = influence_round(session, state, plan, trained)
+            title = f"round {state.round}: influence"
+            influence = influence_round(session, state, plan, trained, title=title)
             write_json(influence_file, influence)
         else:
             check_solved(influence, influence_file)
         if told := solve_warning(influence):
-            session.reporter.console.print(f"round {state.round}: {told}", soft_wrap=True)
+            session.reporter.say(f"round {state.round}: {told}")
         matrix = influence_of_json(influence)
         stopped = not last and config.mixture.stop and is_settled(matrix)
         if not stopped:

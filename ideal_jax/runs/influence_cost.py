@@ -15,6 +15,15 @@ from ideal_jax.runs.influence_samples import Placed
 from ideal_jax.runs.session import Session
 from ideal_jax.runs.train_run import round_recipe, trained_shapes
 
+# Phases of the price by the name that ``estimate`` tells, where it is another.
+_PHASES = {
+    "curvature": "factors",
+    "eigen": "factors",
+    "refit": "eigenvalues",
+    "trace": "curvature trace",
+    "lanczos": "smallest eigenvalue",
+    "product": "solve",
+}
 _PADDING = 1.1  # positions computed for each token, where rows are packed
 
 
@@ -44,6 +53,7 @@ class Price:
         self._parts = parts * self._needs.parts
         self._chunk = options.tangents or max(self._R, self._n)
         self._held, self._spread = _positions(references), _positions(spread)
+        self._batches = _batches(references), _batches(spread)
         curved = sum(part.positions for part in curvature)
         self._curved = cost.Examples(curved, self._length, sum(map(len, curvature)))
         self._matrices = _matrices(problem, trained_shapes(session), options.max_factor)
@@ -56,21 +66,51 @@ class Price:
         products: int,
     ) -> float:
         """What it cost to score these of the given stages, with ``products`` a solve."""
-        total = self._fixed(products)
-        total += self._gradient(sum(map(_positions, given)))
-        return total + self._scores(sum(map(_positions, scored)), self._R, self._parts)
+        return sum(self.work(scored, given, products).values())
+
+    def work(
+        self,
+        scored: Sequence[Mapping[str, Sample]],
+        given: Sequence[Mapping[str, Sample]],
+        products: int,
+    ) -> dict[str, float]:
+        """The same by phase, under the names that ``estimate`` tells its progress by."""
+        found = self._fixed(products)
+        found["domain gradients"] = self._gradient(sum(map(_positions, given)))
+        scores = self._scores(sum(map(_positions, scored)), self._R, self._parts)
+        return found | {"training scores": scores}
+
+    def steps(self, stages: Sequence[Mapping[str, Sample]]) -> dict[str, int]:
+        """How many batches a phase of these stages takes, where it is told sample by sample."""
+        solved, moved = len(self._chunks(self._R)), len(self._chunks(self._n))
+        return {
+            "domain gradients": sum(map(_batches, stages)),
+            "training scores": sum(map(_batches, stages)) * solved,
+            "reference gradients": self._batches[0],
+            "reference scores": self._batches[1] * moved,
+            "solve": self._options.iterations * (solved + moved),
+        }
 
     def affordable(self, flops: float) -> float:
         """Training tokens that can be scored for ``flops``; some padding is allowed for."""
         each = self._scores(_PADDING, self._R, self._parts) + self._gradient(_PADDING)
-        return max(flops - self._fixed(self._options.iterations), 0.0) / each
+        return max(flops - sum(self._fixed(self._options.iterations).values()), 0.0) / each
 
-    def _fixed(self, products: int) -> float:
+    def _fixed(self, products: int) -> dict[str, float]:
+        """What does not depend on the stages, by phase."""
         cfg, needs, x, matrices = self._cfg, self._needs, self._curved, self._matrices
-        total = sum(cost.fit_flops(cfg, needs, self._options, x, matrices).values())
+        parts = [cost.fit_flops(cfg, needs, self._options, x, matrices)]
         for size in (*self._chunks(self._R), *self._chunks(self._n)):
-            total += sum(cost.solve_flops(cfg, needs, x, matrices, size, products).values())
-        return total + self._gradient(self._held) + self._scores(self._spread, self._n)
+            parts.append(cost.solve_flops(cfg, needs, x, matrices, size, products))
+        found: dict[str, float] = {}
+        for part in parts:
+            for name, flops in part.items():
+                phase = _PHASES.get(name, name)
+                found[phase] = found.get(phase, 0.0) + flops
+        return found | {
+            "reference gradients": self._gradient(self._held),
+            "reference scores": self._scores(self._spread, self._n),
+        }
 
     def _chunks(self, vectors: int) -> list[int]:
         """How many of so many vectors are solved for and scored at one time."""
@@ -96,6 +136,10 @@ def _matrices(problem: Problem, params: Any, max_factor: int) -> list[cost.Matri
         blocks = block_width(i, max_factor), block_width(o, max_factor)
         found.append(cost.Matrix(math.prod(stacked), i, o, blocks, owner == leaf))
     return found
+
+
+def _batches(samples: Mapping[str, Sample]) -> int:
+    return sum(len(sample.batches) for sample in samples.values())
 
 
 def _positions(samples: Mapping[str, Sample]) -> int:

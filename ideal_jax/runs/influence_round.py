@@ -1,6 +1,5 @@
 """The influence of every domain on every capability at one round's model."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,13 @@ from ideal_jax import sharding
 from ideal_jax.influence import ENDINGS, Diagnostics, Sample, estimate, metagradient, needs_of
 from ideal_jax.influence.checks import remedy
 from ideal_jax.influence.decoder import decoder_problem
-from ideal_jax.influence.problem import Progress
 from ideal_jax.mixture import InfluenceMatrix, MixturePlan, MixtureState, update
 from ideal_jax.models import Decoder, forward_mode
 from ideal_jax.models.lora import with_frozen
 from ideal_jax.runs.influence_cost import Price, round_flops
 from ideal_jax.runs.influence_examples import extreme_examples
 from ideal_jax.runs.influence_options import influence_options
+from ideal_jax.runs.influence_progress import InfluenceProgress
 from ideal_jax.runs.influence_record import decision, influence_json
 from ideal_jax.runs.influence_samples import (
     curvature_batches,
@@ -37,7 +36,12 @@ from ideal_jax.training import make_train_step, second_moment, start_state
 
 
 def influence_round(
-    session: Session, state: MixtureState, plan: MixturePlan, trained: Trained, order: int = 0
+    session: Session,
+    state: MixtureState,
+    plan: MixturePlan,
+    trained: Trained,
+    order: int = 0,
+    title: str = "influence",
 ) -> dict[str, Any]:
     """``influence.json`` of one trained model, with the β it proposes.
 
@@ -45,29 +49,22 @@ def influence_round(
       session, state, plan: of the round.
       trained: the end of its training.
       order: the row order it was trained in; only a replay needs to know.
+      title: what the terminal calls it.
     """
     config, options = session.config, session.config.influence
-    references = reference_samples(session, trained.frozen, options.reference_examples)
-    clock = _PhaseClock()
-    with (
-        session.reporter.phase(f"round {state.round}: influence") as advance,
-        jax.set_mesh(session.mesh),
-    ):
-
-        def progress(phase: str, done: int, total: int) -> None:
-            clock.tick(phase)
-            advance(done, total, phase)
-
+    told = InfluenceProgress(session.reporter, title)
+    with told as progress, jax.set_mesh(session.mesh):
+        references = reference_samples(session, trained.frozen, options.reference_examples)
         if needs_of(options.estimator).run:
             measured = _replayed(session, state, plan, trained, references, order, progress)
         else:
             measured = _estimated(session, state, plan, trained, references, progress)
     matrix, record = measured
     share = record["flops"] / round_flops(session, plan)
-    told = f"round {state.round}: influence cost {share:.1%} of the FLOPs of the round's training"
+    line = f"{title} cost {share:.1%} of the FLOPs of a round's training"
     if "ended" in record:
-        told += f"; {matrix.examples_used} examples scored: {record['ended']}"
-    session.reporter.console.print(told)
+        line += f"; {matrix.examples_used} examples scored: {record['ended']}"
+    session.reporter.say(line)
     following = update(
         state,
         matrix,
@@ -85,7 +82,7 @@ def influence_round(
         "flops_share": share,
         "reduction": config.loss.reduction,
         "reference_shares": list(session.capability_weights),
-        "seconds": clock.seconds(),
+        "seconds": told.seconds(),
     }
 
 
@@ -95,7 +92,7 @@ def _estimated(
     plan: MixturePlan,
     trained: Trained,
     references: dict[str, Sample],
-    progress: Progress,
+    progress: InfluenceProgress,
 ) -> tuple[InfluenceMatrix, dict[str, Any]]:
     """By a curvature at the trained parameters."""
     config, options = session.config, session.config.influence
@@ -113,6 +110,9 @@ def _estimated(
     ):
         tokens *= 0.95
         stages = training_stages(session, trained.frozen, state, plan, tokens)
+    progress.expect(
+        price.work(stages.parts, stages.parts, options.iterations), price.steps(stages.parts)
+    )
     matrix, diagnostics = estimate(
         problem,
         trained.params,
@@ -172,7 +172,7 @@ def _replayed(
     trained: Trained,
     references: dict[str, Sample],
     order: int,
-    progress: Progress,
+    progress: InfluenceProgress,
 ) -> tuple[InfluenceMatrix, dict[str, Any]]:
     """By the derivative of the training that ended in ``trained``."""
     # The replay is differentiated as the training itself never is: forwards.
@@ -190,6 +190,7 @@ def _replayed(
         domains=session.names,
     )
     _announce_replay(session, plan, len(references))
+    progress.expect({"replay": 1.0}, {})
     replay = {"forward": metagradient.forward, "reverse": metagradient.reverse}
     mode = session.config.influence.replay
     found = replay[mode](trajectory, problem.example_loss, references, progress=progress)
@@ -214,7 +215,7 @@ def _announce_replay(session: Session, plan: MixturePlan, references: int) -> No
     )
     runs = metagradient.runs(mode, n, references)
     states = metagradient.states(mode, recipe.steps, n, references)
-    session.reporter.console.print(
+    session.reporter.say(
         f"metagradient, {mode}: as much work as {runs:.0f} trainings"
         f" ({runs * round_flops(session, plan):.2g} FLOPs), and {states:.0f} training states in"
         f" memory ({states * state / 2**20:,.0f} MiB over all devices)"
@@ -236,21 +237,3 @@ class _Steps(Sequence[Any]):
             raise IndexError(step)
         batch = sharding.place(self._mesh, recipe.batches[step], recipe.batch_size)
         return with_frozen(batch, self._frozen)
-
-
-class _PhaseClock:
-    """Wall seconds by phase name."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-        self._phase, self._since = "", time.perf_counter()
-
-    def tick(self, phase: str) -> None:
-        now = time.perf_counter()
-        if self._phase:
-            self._spent[self._phase] = self._spent.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
-
-    def seconds(self) -> dict[str, float]:
-        self.tick("")
-        return self._spent

@@ -1,7 +1,6 @@
 """``ideal-jax plan``: will it fit, how fast will it be, what will it cost?"""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from ideal_jax.runs.planning.programs import programs
 from ideal_jax.runs.planning.setting import Amounts, Setting, read_amounts, read_setting
 from ideal_jax.runs.planning.tables import print_candidates, print_compiled, print_plan
 from ideal_jax.runs.planning.topology import parse_topology
-from ideal_jax.runs.progress import Advance, Reporter
+from ideal_jax.runs.progress import Reporter
 from ideal_jax.runs.workdir import write_json
 
 _COMPILED = 4  # candidates of a search that are compiled, at most
@@ -60,19 +59,19 @@ def plan_run(config: Any, workdir: str | pathlib.Path | None) -> dict[str, Any]:
         if rest:
             plan["fits"] = plan["fits"] and room(best, rest).fits
             told = f"by formula only, not compiled: {', '.join(rest)}"
-            reporter.console.print(told, soft_wrap=True)
+            reporter.say(told)
     print_plan(reporter.console, plan, options.price)
     if compiled:
         print_compiled(reporter.console, compiled)
     if workdir is not None:
         file = pathlib.Path(workdir) / "plan" / "plan.json"
         write_json(file, plan)
-        reporter.console.print(f"plan: {file}", soft_wrap=True)
+        reporter.say(f"plan: {file}")
     if not plan["fits"]:
         raise UserError(_does_not_fit(plan, best, amounts))
     if options.search and best != setting:
         told = _flags(best.changes(), setting.changes())
-        reporter.console.print(f"recommended: {told}", soft_wrap=True)
+        reporter.say(f"recommended: {told}")
     return plan
 
 
@@ -88,7 +87,7 @@ def _compiled(
     rows: list[dict[str, Any]] = []
     why = _cannot_compile(setting) if config.plan.compile else "plan.compile=False"
     if why:
-        reporter.console.print(f"by formula only: {why}", markup=False, soft_wrap=True)
+        reporter.say(f"by formula only: {why}", markup=False)
         return choices[0], rows
     for choice in choices:
         rows = []
@@ -138,17 +137,12 @@ def _compile_all(
     cache = cache_folder(config.data.cache) / "compiled"
     does = {"generates": bool(amounts.prompts), "influences": bool(amounts.updates)}
     for program in programs(chosen, model, mesh, amounts.tangents, **does):
-        with reporter.phase(f"compile {program.name}") as advance:
-            tell = functools.partial(_seconds, advance)
-            compiled = compile_program(program, cache, tell)
+        with reporter.phase(f"compile {program.name}"):
+            compiled = compile_program(program, cache)
         if topology.platform != "tpu":  # whose compiler refuses what does not fit
             usable = USABLE * topology.chip.hbm_bytes
             compiled = compiled._replace(fits=compiled.peak_bytes <= usable)
         yield compiled._asdict()
-
-
-def _seconds(advance: Advance, passed: float) -> None:
-    advance(round(passed), note="s so far")
 
 
 def _does_not_fit(plan: dict[str, Any], s: Setting, amounts: Amounts) -> str:

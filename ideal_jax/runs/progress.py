@@ -49,7 +49,8 @@ class Reporter:
 
         Args:
           name: what the terminal calls it.
-          work: of a phase of several parts, which ``note`` names: what each is expected to cost.
+          work: of a phase of several parts, which ``note`` names: what each is expected to cost. It
+            may be filled later.
           first: steps at the start of a part that may compile a program.
         """
         started = time.perf_counter()

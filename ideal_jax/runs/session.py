@@ -84,8 +84,8 @@ def open_session(config: Any, workdir: str | pathlib.Path, command: str) -> Sess
     given = _given_mixture(config, data)
     model = with_attention(config, open_model(config, len(data.tokenizer)), mesh)
     for line in remarks(config, model):
-        reporter.console.print(line, soft_wrap=True)
-    reporter.console.print(
+        reporter.say(line)
+    reporter.say(
         f"attention: {model.cfg.attention} ({model.cfg.remat} rematerialised), and"
         f" {forward_mode(model.cfg).attention} where influence needs a forward mode"
     )
@@ -184,7 +184,7 @@ def _prepare(config: Any, tokenizer: Choice, folder: WorkDir, reporter: Reporter
         given_counts(config, n)
 
     processes.writer_first(check)
-    with reporter.phase("data") as advance:
+    with reporter.phase("data", {"tokenize": 1.0}) as advance:
 
         def progress(name: str, done: int, total: int | None) -> None:
             advance(done, total, name)
@@ -207,14 +207,14 @@ def data_section(config: Any, tokenizer: Choice | None = None) -> Any:
 def tell_tokenizer(tokenizer: Choice, reporter: Reporter) -> None:
     """Prints what is to be known of the tokenizer, if anything is."""
     if tokenizer.told:
-        reporter.console.print(tokenizer.told, soft_wrap=True, markup=False)
+        reporter.say(tokenizer.told)
 
 
 def tell_left_out(data: Dataset, reporter: Reporter) -> None:
     """Prints how many examples of each domain were held out, left out or cut, and why; and what
     ends an answer, where the chat template does not close it in the usual way."""
     if told := ending(data.tokenizer).told:
-        reporter.console.print(f"data: {told}", soft_wrap=True, markup=False)
+        reporter.say(f"data: {told}")
     for name, sets in data.cut.items():
         for part, counts in sets.items():
             if not counts["wanted"]:
@@ -222,13 +222,12 @@ def tell_left_out(data: Dataset, reporter: Reporter) -> None:
             few = counts["held_out"] < counts["wanted"]
             asked = f"the {counts['wanted']} of data.{part}_examples"
             told = f", not {asked}: too large a part of them" if few else ""
-            reporter.console.print(
+            reporter.say(
                 f"data: {name}: no {part} set is given: {counts['held_out']} of "
                 f"{counts['eligible']} train examples are held out as one{told}",
-                soft_wrap=True,
             )
     for name, counts in data.left_out.items():
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         if told:
             line = f"data: {name}: examples left out or cut: {told}"
-            reporter.console.print(line, soft_wrap=True)
+            reporter.say(line)

@@ -111,7 +111,7 @@ def train_round(
     """
     if recipe is None:
         recipe = round_recipe(session, plan)
-        session.reporter.console.print(
+        session.reporter.say(
             f"{name}: {sum(plan.counts)} examples in {recipe.rows} rows, {recipe.filled:.1%} filled"
         )
     return _train(session, recipe, start(session), folder, name, rewrite)
@@ -274,7 +274,7 @@ def _train(
     processes.barrier(f"{name} record")
     if before is None:
         write_json(folder / "speed.json", result.speed)
-        session.reporter.console.print(f"{name}: {speed_line(result.speed)}", soft_wrap=True)
+        session.reporter.say(f"{name}: {speed_line(result.speed)}")
     write_json(file, record)
     processes.barrier(f"{name} recorded")
     return Trained(result.state, record, begin.frozen)

@@ -148,7 +148,7 @@ def _order(
         found = read_json(file)
         check_solved(found, file)
         if told := solve_warning(found):
-            session.reporter.console.print(f"{name}, {estimator}: {told}", soft_wrap=True)
+            session.reporter.say(f"{name}, {estimator}: {told}")
         part = {key: np.asarray(found[key])[:, columns].tolist() for key in ("matrix", "stderr")}
         if estimator in estimators:
             predictions[estimator] = part

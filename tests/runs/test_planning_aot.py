@@ -60,10 +60,9 @@ def on_tpu(config):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_phase_compiles_for_a_tpu(on_tpu, phase, tmp_path):
-    program, ticks = on_tpu[phase], []
-    compiled = aot.compile_program(program, tmp_path, ticks.append)
+    program = on_tpu[phase]
+    compiled = aot.compile_program(program, tmp_path)
     assert compiled.fits
-    assert ticks == sorted(ticks)
     held = sum(v for k, v in compiled.by_class.items() if k != "activations")
     arguments = aot.bytes_on_device(program.arguments)
     scalars = 16  # the number of the step, the key of sampled labels

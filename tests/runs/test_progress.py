@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from ideal_jax.runs import progress
-from ideal_jax.runs.pace import Pace
+from ideal_jax.runs.influence_progress import InfluenceProgress
+from ideal_jax.runs.pace import Pace, Steps
 from ideal_jax.runs.progress import Reporter
 
 
@@ -40,6 +41,46 @@ def test_time_left_is_that_of_the_whole_phase():
     assert pace.left() == pytest.approx(60.0 * 24 / 28)
     pace.move(150.0, 1, 1, "score")
     assert pace.left() == 0
+
+
+def test_a_part_that_is_taken_up_again_is_not_counted_twice():
+    pace = Pace({"solve": 40.0, "score": 20.0})
+    pace.move(0.0, 0, 20, "solve")
+    pace.move(9.0, 1, 20, "solve")
+    pace.move(18.0, 10, 20, "solve")  # 18 units in 9 s
+    pace.move(18.0, 0, 1, "score")
+    pace.move(30.0, 1, 1, "score")
+    pace.move(30.0, 10, 20, "solve")
+    assert pace.left() == pytest.approx(10.0)
+
+
+def test_the_samples_of_a_part_are_added_up():
+    steps = Steps({"reference gradients": 5})
+    told = [(0, 2), (1, 2), (2, 2), (0, 3), (3, 3)]
+    assert [steps.add("reference gradients", *one) for one in told] == [
+        *((0, 5), (1, 5), (2, 5), (2, 5), (5, 5))
+    ]
+    assert steps.add("factors", 1, 4) == (1, 4)
+    assert steps.add("factors", 4, 4) == (4, 4)
+    assert steps.add("factors", 0, 4) == (4, 8)  # more than was expected
+
+
+def test_influence_tells_one_count_and_the_seconds_of_its_phases(monkeypatch):
+    reporter = reporter_of(monkeypatch, terminal=False, every=(0.2, 9.0))
+    told = InfluenceProgress(reporter, "influence")
+    with told as progress:
+        progress.expect({"gradients": 1.0, "scores": 3.0}, {"gradients": 4})
+        for done in (0, 1, 2, 0, 1, 2):
+            progress("gradients", done, 2)
+            time.sleep(0.01)
+        progress("scores", 0, 9)
+        time.sleep(0.3)
+    lines = reporter.console.export_text().splitlines()
+    assert lines[0] == "influence …"  # of no round, where there are no rounds
+    assert re.fullmatch(r"influence: 0/9, scores, 1 s left, after .*", lines[1])
+    seconds = told.seconds()
+    assert list(seconds) == ["gradients", "scores"]
+    assert 0.05 < seconds["gradients"] < seconds["scores"]
 
 
 def test_a_step_of_several_programs_may_be_several_steps_of_the_first():

@@ -124,15 +124,12 @@ def _gpu_devices(topology: Topology) -> tuple[Any, ...]:
     return tuple(described.devices)
 
 
-def compile_program(
-    program: Program, cache: Path, advance: Callable[[float], None] = lambda seconds: None
-) -> Compiled:
+def compile_program(program: Program, cache: Path) -> Compiled:
     """Compiles for the devices of the program's mesh, or finds what was compiled before.
 
     Args:
       program: of a mesh of described or real devices.
       cache: folder of results.
-      advance: called about every second with those spent.
 
     Raises:
       UserError: the compiler refuses for another reason than memory.
@@ -144,7 +141,7 @@ def compile_program(
         found = json.loads(file.read_text())
         return Compiled(**{**found, "seconds": 0.0})
     flops = matrix_flops(traced) / program.mesh.size
-    compiled = _compile(program, lowered, flops, advance)
+    compiled = _compile(program, lowered, flops)
     with landing(file) as partial:
         partial.write_text(json.dumps(compiled._asdict(), indent=1))
     return compiled
@@ -161,14 +158,12 @@ def bytes_on_device(tree: Any) -> int:
     return total
 
 
-def _compile(
-    program: Program, lowered: Any, flops: float, advance: Callable[[float], None]
-) -> Compiled:
+def _compile(program: Program, lowered: Any, flops: float) -> Compiled:
     started = time.perf_counter()
     by_class = {kind: bytes_on_device(tree) for kind, tree in program.classes.items()}
     beside = max(sum(by_class.values()) - bytes_on_device(program.arguments), 0)
     try:
-        executable = _waiting(lowered.compile, advance)
+        executable = _waiting(lowered.compile)
     except jax.errors.JaxRuntimeError as error:
         seconds = time.perf_counter() - started
         needed = _needed(str(error))
@@ -229,7 +224,7 @@ def _refused(
     )
 
 
-def _waiting(work: Callable[[], Any], advance: Callable[[float], None]) -> Any:
+def _waiting(work: Callable[[], Any]) -> Any:
     """``work()`` on a thread: compiling takes minutes and would not hear Ctrl-C."""
     results: list[Any] = []
     errors: list[BaseException] = []
@@ -241,11 +236,9 @@ def _waiting(work: Callable[[], Any], advance: Callable[[float], None]) -> Any:
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    started = time.perf_counter()
     thread.start()
     while thread.is_alive():
         thread.join(1.0)
-        advance(time.perf_counter() - started)
     if errors:
         raise errors[0]
     return results[0]
