@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,14 @@ from transformers import AutoModelForCausalLM
 from ideal_jax import sharding
 from ideal_jax.errors import UserError
 from ideal_jax.evaluation import make_generate
-from ideal_jax.models import DecoderConfig, decoder_loss, load_hf, save_hf
+from ideal_jax.models import (
+    DecoderConfig,
+    decoder_loss,
+    hf_model,
+    hf_remarks,
+    load_hf,
+    save_hf,
+)
 from ideal_jax.models.config import LoRA
 from ideal_jax.models.rope import RopeScaling
 
@@ -139,15 +147,21 @@ def test_the_config_of_the_hub_before_transformers_5_is_understood(tmp_path):
         ("llama", {"hidden_act": "relu"}, "activation 'relu' is not supported"),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config="),
-        ("llama", {"use_parallel_residual": True}, "use_parallel_residual=True"),
+        ("llama", {"is_causal": False}, "is_causal=False"),
+        ("llama", {"sliding_window": 8}, "sliding_window=8"),
+        ("llama", {"per_layer_config": {"0": {"hidden_size": 8}}}, "per-layer attribute"),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "'chunked_attention' of layer_types"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "sliding_window is None"),
+        ("gemma2", {"hidden_act": "gelu"}, "hidden_act='gelu' is not hidden_activation='gelu_py"),
+        ("gemma3_text", {"hidden_act": "silu"}, "hidden_act='silu' is not hidden_activation="),
         ("mistral", {"layer_types": ["full_attention"] * 2}, "model_type 'ministral'"),
         ("mistral", {"layer_types": ["full_attention"] * 9}, "must be equal to the number"),
         ("llama", {"hidden_size": "wide"}, "not a valid config"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma3_text", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping=30.0"),
         (
-            "qwen2",
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
+            "gemma3_text",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
             "rope_type 'yarn' is not supported",
         ),
     ],
@@ -161,8 +175,31 @@ def test_what_is_not_computed_is_refused_by_name(family, change, told, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_key_that_is_off_means_nothing(tmp_path):
-    load_hf(save(random_model("qwen2", 1), tmp_path, use_mrope=False, rope_scaling=None))
+@pytest.mark.parametrize(
+    ("family", "change", "told"),
+    [
+        ("qwen2", {"use_mrope": False, "rope_scaling": None, "pruned_heads": {}}, ""),
+        ("qwen3", {"gradient_checkpointing": True, "auto_map": {"AutoConfig": "x.Y"}}, ""),
+        ("gemma2", {"hidden_act": "gelu_pytorch_tanh"}, ""),
+        ("llama", {"use_parallel_residual": True}, "use_parallel_residual"),
+        ("llama", {"layer_types": ["full_attention"] * 2, "top_k": 50}, "layer_types, top_k"),
+        ("mistral", {"unsloth_fixed": True, "max_seq_len": 4096}, "max_seq_len, unsloth_fixed"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "finetuned": True}},
+            "rope_scaling.finetuned",
+        ),
+    ],
+)
+def test_a_key_that_transformers_does_not_read_is_told_once(family, change, told, tmp_path):
+    folder = save(random_model(family, 1), tmp_path, **change)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        model = hf_model(folder, "float32")
+        assert not heard
+        remarks = hf_remarks(folder, model)
+    line = f"{folder / 'config.json'}: no effect in transformers, and none here: {told}"
+    assert remarks == ([line] if told else [])
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):

@@ -12,19 +12,23 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ideal_jax import cli
+from ideal_jax.data.chat import end_of_turn
 from ideal_jax.data.tokenizers import byte_tokenizer
 from ideal_jax.models import load_hf
 
+GENERATION = {"do_sample": False, "temperature": 0.0, "eos_token_id": [2, 0]}
 ADAPTERS = ("--config.lora.rank=2", "--config.lora.target=attention/|mlp/")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random Qwen3 with the byte tokenizer."""
+    """A random Qwen3 with the byte tokenizer, as tools leave it and others refuse it."""
     folder = tmp_path_factory.mktemp("hf") / "model"
     tokenizer = byte_tokenizer()
-    hf_models.random_model("qwen3", 1, vocab_size=len(tokenizer)).save_pretrained(folder)
+    model = hf_models.random_model("qwen3", 1, vocab_size=len(tokenizer))
+    hf_models.save(model, folder, unsloth_fixed=True)
     tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     return folder
 
 
@@ -58,12 +62,17 @@ def test_adapters_and_merged_model_are_exported_and_compute_the_same(adapted, ch
     assert saved["base_model_name_or_path"] == str(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(adapted / "export")
     assert tokenizer.chat_template == byte_tokenizer().chat_template
+    generation = json.loads((adapted / "export" / "generation_config.json").read_text())
+    end = end_of_turn(tokenizer)
+    assert end not in GENERATION["eos_token_id"]
+    assert generation == {**GENERATION, "eos_token_id": [end, *GENERATION["eos_token_id"]]}
 
 
-def test_influence_at_a_folder_of_hugging_face(runs, checkpoint, tmp_path):
+def test_influence_at_a_folder_of_hugging_face(runs, checkpoint, tmp_path, capsys):
     flags = [*runs.flags(tmp_path / "w", f"--config.model.init={checkpoint}")[1:]]
     flags += ["--config.influence.estimator=ekfac"]
     assert cli.main(["influence", *flags]) == 0
+    assert capsys.readouterr().out.count("no effect in transformers, and none here: unsloth") == 1
     found = json.loads((tmp_path / "w/influence/influence.json").read_text())
     assert np.isfinite(found["matrix"]).all()
     assert np.abs(np.sum(found["alpha"])) < 1e-6 * np.abs(found["alpha"]).max()
@@ -104,7 +113,23 @@ def test_a_target_without_a_layer_and_a_damaged_file_are_told_at_once(
     weights.write_bytes(weights.read_bytes()[:3000])
     assert runs.here(tmp_path / "w2", f"--config.model.init={tmp_path / 'damaged'}") == 2
     assert f"{weights}: not readable as safetensors" in capsys.readouterr().err
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    (tmp_path / "cut" / "generation_config.json").write_text('{"eos_token_id": ')
+    assert runs.here(tmp_path / "w2", f"--config.model.init={tmp_path / 'cut'}") == 2
+    assert "generation_config.json: not readable as JSON" in capsys.readouterr().err
     assert not (tmp_path / "w2").exists()
+
+
+def test_what_an_export_cannot_write_ends_a_run_before_it_trains(
+    runs, checkpoint, tmp_path, capsys, monkeypatch
+):
+    def refuse(self, *args, **kwargs):
+        raise TypeError("not\nto be saved")
+
+    monkeypatch.setattr("transformers.Qwen3Config.save_pretrained", refuse)
+    assert runs.here(tmp_path / "w", f"--config.model.init={checkpoint}") == 2
+    assert "cannot be exported, transformers says: not to be saved" in capsys.readouterr().err
+    assert not (tmp_path / "w" / "rounds").exists()
 
 
 def test_export_with_another_config_is_refused(runs, adapted, capsys):
