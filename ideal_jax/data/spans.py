@@ -164,6 +164,8 @@ class Turns:
 
     def _by_prefix(self, talk: Talk, text: str, turn: int) -> Span:
         """What a turn adds to the text that asks for it."""
+        if turn == 0 and (first := self._first(talk, text)):
+            return first
         # A line break between turns is the template's, not the assistant's.
         answered = self._so_far(talk.first(turn + 1)).rstrip()
         asked = self.prompt(talk.first(turn))
@@ -181,6 +183,13 @@ class Turns:
             f"{talk.where}: the chat template rewrites earlier turns as the conversation grows, so "
             f"the assistant's tokens can not be found; {advice}"
         )
+
+    def _first(self, talk: Talk, text: str) -> Span | None:
+        """The span of a turn that nothing comes before: few templates can ask for that one."""
+        frame = self._frame(("user", "assistant"))
+        place = _contents(self.template, talk, text).get(0)
+        content = talk.messages[0]["content"]
+        return _framed(frame, text, place, content) if frame and place else None
 
     def _by_marks(self, talk: Talk, text: str) -> list[Span] | None:
         """The spans of all turns by marks around their content; None where prefixes must tell."""

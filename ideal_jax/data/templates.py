@@ -33,7 +33,7 @@ _FIXED_DAY = (
     + " }}{%- endmacro %}\n"
 )
 _FIXED = {"date_string": "26 Jul 2024"}
-_REASONING = re.compile(r"reasoning_content|thinking|reasoning")
+_REASONING = r"reasoning_content|thinking|reasoning"
 
 
 class TokenizerError(UserError):

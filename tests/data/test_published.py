@@ -159,7 +159,7 @@ def test_marks_find_what_prefixes_find(name):
     if template.has_blocks:
         pytest.skip("says itself what the assistant says")
     by_marks, by_prefix = turns_of(template), Turns(template)
-    by_prefix._frame = lambda roles: None
+    by_prefix._by_marks = lambda talk, text: None
     generator = np.random.default_rng(0)
     used = 0
     for number in range(24):

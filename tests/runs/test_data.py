@@ -151,6 +151,44 @@ def test_examples_that_the_chat_template_refuses_are_all_told(check, root, tmp_p
     assert "1 in" in text
 
 
+@pytest.fixture
+def untaught(tmp_path):
+    """A tokenizer without a chat template."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "untaught")
+    return f"--config.data.tokenizer={tmp_path / 'untaught'}"
+
+
+def test_a_tokenizer_without_a_template_is_one_line(check, untaught, tmp_path):
+    status, text = check(untaught)
+    assert status == 2
+    (line,) = [line for line in text.splitlines() if "chat template" in line]
+    assert line.startswith(f"ideal-jax: {tmp_path / 'untaught'} has no chat template; add")
+    assert "bad records" not in text
+
+
+def test_text_needs_no_template(check, untaught, root):
+    for name in ("a", "b"):
+        for part in ("train", "reference"):
+            path = root / name / f"{part}.jsonl"
+            said = [f'{{"text": "{part} {name} {number} and so on"}}' for number in range(12)]
+            path.write_text("\n".join(said))
+    assert check(untaught, "--show=1")[0] == 0
+
+
+def test_what_ends_an_answer_is_told_where_no_template_does(check, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(" + '<|end|>'", "")
+    tokenizer.save_pretrained(tmp_path / "open")
+    status, text = check(f"--config.data.tokenizer={tmp_path / 'open'}", "--show=1")
+    assert status == 0
+    told = [line for line in text.splitlines() if line.startswith("data: the chat template")]
+    assert len(told) == 1
+    assert told[0].endswith("is learned as its end and ends generation: <|user|>")
+    assert text.count("<|user|>⟧") == 2
+
+
 def test_examples_are_shown_as_the_loss_sees_them(check):
     status, text = check("--show=1")
     assert status == 0
