@@ -7,9 +7,9 @@
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
     v5p:2x2x4  32.4 of  88.4 GiB,  3.32 s/step,  78,963 tokens/s, MFU 62%, run  0.8 h
-    v5e:4x8    14.4 of  14.9 GiB,  4.63 s/step,  56,670 tokens/s, MFU 52%, run  2.0 h
+    v5e:4x8    14.4 of  14.9 GiB,  4.63 s/step,  56,670 tokens/s, MFU 52%, run  1.9 h
     v6e:4x4    26.3 of  29.8 GiB,  2.50 s/step, 104,949 tokens/s, MFU 41%, run  1.0 h
-    h100:8     55.5 of  74.4 GiB,  4.57 s/step,  57,323 tokens/s, MFU 42%, run  1.4 h
+    h100:8     55.5 of  74.4 GiB,  4.57 s/step,  57,323 tokens/s, MFU 42%, run  1.3 h
     h200:8     98.3 of 131.1 GiB,  3.86 s/step,  67,836 tokens/s, MFU 49%, run  1.2 h
 """
 

@@ -6,9 +6,9 @@
 
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
-    h100:1     63.0 of  74.4 GiB,  4.55 s/step,  57,672 tokens/s, MFU 46%, run  1.3 h
-    h200:1    102.3 of 131.1 GiB,  4.05 s/step,  64,729 tokens/s, MFU 51%, run  1.2 h
-    v5e:2x4    10.4 of  14.9 GiB,  2.23 s/step, 117,752 tokens/s, MFU 58%, run  0.7 h
+    h100:1     63.0 of  74.4 GiB,  4.55 s/step,  57,672 tokens/s, MFU 46%, run  1.2 h
+    h200:1    102.3 of 131.1 GiB,  4.05 s/step,  64,729 tokens/s, MFU 51%, run  1.1 h
+    v5e:2x4    10.4 of  14.9 GiB,  2.23 s/step, 117,752 tokens/s, MFU 58%, run  0.6 h
     v6e:2x4    10.4 of  29.8 GiB,  0.68 s/step, 384,461 tokens/s, MFU 41%, run  0.2 h
     v5p:2x2x1  20.7 of  88.4 GiB,  1.81 s/step, 144,634 tokens/s, MFU 62%, run  0.4 h
 """

@@ -9,8 +9,8 @@ By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=5
     v5p:4x4x8  57.4 of  88.4 GiB,  2.46 s/step, 106,446 tokens/s, MFU 77%, run  1.0 h
     v5e:16x16  13.5 of  14.9 GiB,  9.54 s/step,  54,983 tokens/s, MFU 46%, run  2.0 h
     v6e:16x16  15.7 of  29.8 GiB,  2.43 s/step, 215,740 tokens/s, MFU 39%, run  0.7 h
-    h100:64    56.2 of  74.4 GiB,  4.81 s/step,  54,526 tokens/s, MFU 37%, run  7.7 h
-    h200:32   115.1 of 131.1 GiB,  7.43 s/step,  35,269 tokens/s, MFU 47%, run  9.8 h
+    h100:64    56.2 of  74.4 GiB,  4.81 s/step,  54,526 tokens/s, MFU 37%, run  7.6 h
+    h200:32   115.1 of 131.1 GiB,  7.43 s/step,  35,269 tokens/s, MFU 47%, run  9.4 h
 """
 
 from ml_collections import ConfigDict

@@ -9,12 +9,12 @@ the given mixture. For influence take adapters or more devices.
 
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
-    v5e:4x8    12.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.6 h
+    v5e:4x8    12.6 of  14.9 GiB,  3.29 s/step,  79,697 tokens/s, MFU 59%, run  1.5 h
     v6e:4x4    25.3 of  29.8 GiB,  1.66 s/step, 157,624 tokens/s, MFU 50%, run  0.8 h
     v5p:2x2x4  61.7 of  88.4 GiB,  2.21 s/step, 118,596 tokens/s, MFU 75%, run  0.6 h
-    h100:1     51.3 of  74.4 GiB, 18.08 s/step,  14,500 tokens/s, MFU 46%, run  3.0 h
+    h100:1     51.3 of  74.4 GiB, 18.08 s/step,  14,500 tokens/s, MFU 46%, run  2.9 h
     h200:1    124.5 of 131.1 GiB,  3.78 s/step,   8,660 tokens/s, MFU 41%, run  0.9 h
-    h100:8     51.8 of  74.4 GiB,  3.39 s/step,  77,332 tokens/s, MFU 46%, run  1.1 h
+    h100:8     51.8 of  74.4 GiB,  3.39 s/step,  77,332 tokens/s, MFU 46%, run  1.0 h
     h200:8     81.8 of 131.1 GiB,  3.02 s/step,  86,795 tokens/s, MFU 51%, run  0.7 h
 """
 

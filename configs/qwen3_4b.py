@@ -6,7 +6,7 @@
 
 By formula, a device's memory and a whole run (`ideal-jax plan`; plan.examples=50000, rounds=2):
 
-    v5e:4x4    11.8 of  14.9 GiB,  3.69 s/step,  70,978 tokens/s, MFU 58%, run  1.3 h
+    v5e:4x4    11.8 of  14.9 GiB,  3.69 s/step,  70,978 tokens/s, MFU 58%, run  1.2 h
     v6e:2x4    23.3 of  29.8 GiB,  2.26 s/step, 115,873 tokens/s, MFU 41%, run  0.7 h
     v5p:2x2x2  53.1 of  88.4 GiB,  2.51 s/step, 104,643 tokens/s, MFU 74%, run  0.6 h
     h100:8     35.4 of  74.4 GiB,  1.89 s/step, 139,006 tokens/s, MFU 46%, run  0.4 h

@@ -80,14 +80,18 @@ def _influence(s: Setting, a: Amounts) -> dict[str, Work]:
         return {"replay": train_work(s)._replace(executions=replayed)}
     each = s.influence_rows * s.length  # positions of a batch on a device
 
-    def batches(tokens: float) -> float:
-        return a.updates * math.ceil(tokens / (each * s.ways))
+    def batches(tokens: float, sets: int) -> float:
+        """Every set fills its own."""
+        return a.updates * sets * math.ceil(tokens / sets / (each * s.ways))
 
-    gradient = _gradient(s, each)
-    found = {"gradient": gradient._replace(executions=batches(a.references + a.scored))}
-    found |= _fit(s, each, batches(a.curvature), a.updates) | _solves(s, a, batches(a.curvature))
+    references, spread, scored = (
+        batches(tokens, a.domains) for tokens in (a.references, a.spread, a.scored)
+    )
+    curvature = batches(a.curvature, 1)  # rows as wide as their example: few sets are padded
+    found = {"gradient": _gradient(s, each)._replace(executions=references + scored)}
+    found |= _fit(s, each, curvature, a.updates) | _solves(s, a, curvature)
     chunks = math.ceil(a.domains / a.tangents)
-    found["score"] = _scores(s, a, each)._replace(executions=chunks * batches(a.spread + a.scored))
+    found["score"] = _scores(s, a, each)._replace(executions=chunks * (spread + scored))
     return found
 
 
