@@ -15,7 +15,7 @@ TEMPLATE = (
 
 
 def chatml_tokenizer(size, seed=0):
-    """``size`` tokens: bytes, merges of random words, and ChatML's."""
+    """``size`` tokens: bytes, merges of random and of common words, ChatML's."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(size)]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -26,7 +26,8 @@ def chatml_tokenizer(size, seed=0):
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(words, trainer)
+    common = "system user assistant train reference test return it is four".split()
+    backend.train_from_iterator([*words, *(f"{word} {word}" for word in common * 9)], trainer)
     backend.add_special_tokens(SPECIALS)  # behind the words, as Qwen has them
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"

@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 8300  # beyond the 8192 tokens that the config would train for a random model
 ANSWERS = {"code": "return 4", "math": "it is four"}
 # Smaller, not other: fewer steps, rounds and rows.
-SMALLER = """training.steps=40 training.epochs=0 training.batch_size=4 training.learning_rate=0.02
-    data.row_length=48 mixture.rounds=0 mixture.counts= data.domains= eval.examples=2
-    eval.max_new_tokens=12 logging.progress=False"""
+SMALLER = """training.steps=50 training.epochs=0 training.batch_size=4 training.learning_rate=0.02
+    data.row_length=32 mixture.rounds=0 mixture.counts= data.domains= eval.examples=2
+    eval.max_new_tokens=8 logging.progress=False"""
 
 
 def blocks(language):
@@ -50,22 +50,23 @@ def placed(code, place):
 
 
 def said(place, run):
-    """(question, our greedy answer) of every generation that the run kept."""
+    """Our greedy answer to a question of every domain."""
     (record,) = (place / run / "rounds").glob("*/evaluation.json")
-    return [(s["prompt"], s["generated"]) for s in json.loads(record.read_text())["samples"]]
+    samples = json.loads(record.read_text())["samples"]
+    return {s["domain"]: (s["prompt"], s["generated"]) for s in samples}
 
 
 def test_transformers_and_peft_say_what_the_run_said(place):
     (code,) = blocks("python")
-    for run, number in (("runs/qwen", 0), ("runs/qwen_lora", 1)):
-        for question, answer in said(place, run):
-            told = io.StringIO()
-            with contextlib.redirect_stdout(told):
-                exec(placed(code, place).replace("What is 2 + 2?", question), {})
-            assert told.getvalue().splitlines()[number] == answer
-    # It has learnt to answer and to stop, so the texts are not equal by being empty.
-    assert {answer for _, answer in said(place, "runs/qwen")} <= set(ANSWERS.values())
-    assert any(answer for _, answer in said(place, "runs/qwen_lora"))
+    whole, adapted = said(place, "runs/qwen"), said(place, "runs/qwen_lora")
+    for domain, (question, _) in whole.items():
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            exec(placed(code, place).replace("What is 2 + 2?", question), {})  # noqa: S102
+        assert told.getvalue().splitlines() == [whole[domain][1], adapted[domain][1]]
+    # Both have learnt to answer and to stop, so the texts are not equal by being empty.
+    assert {domain: answer for domain, (_, answer) in whole.items()} == ANSWERS
+    assert {domain: answer for domain, (_, answer) in adapted.items()} == ANSWERS
 
 
 @pytest.mark.parametrize("run", ["qwen", "qwen_lora"])
