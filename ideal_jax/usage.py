@@ -32,9 +32,9 @@ VERBS = {
     "run": Verb(
         "decide the mixture, train the balanced model, evaluate every round, write the report",
         "Trains on the given mixture, measures what more of each domain would do, moves the"
-        " mixture, trains again. Leaves report.html, results.json, rounds/NN/ and the best round's model in"
-        " export/. The same command, or --workdir alone, continues an interrupted run; raising"
-        " mixture.rounds goes on with a finished one.",
+        " mixture, trains again. Leaves report.html, results.json, rounds/NN/ and the best round's"
+        " model in export/. The same command, or --workdir alone, continues an interrupted run;"
+        " raising mixture.rounds goes on with a finished one.",
         (
             *("seed", "data.root", "data.domains", "data.tokenizer", "data.row_length"),
             *("data.test_examples", "model.init", "lora.rank", "training.steps", "training.epochs"),
@@ -120,7 +120,7 @@ def help_on(topic: str) -> str:
     """
     if topic in VERBS:
         return _about_verb(topic)
-    names = [name for name in keys() if _within(name, ("",) if topic == "keys" else (topic,))]
+    names = [name for name in keys() if topic == "keys" or _within(name, (topic,))]
     if not names:
         hint = config_lib.nearest(topic, [*VERBS, *keys()])
         raise UserError(f"help {topic}: no verb, key or section of keys{hint}")
@@ -160,7 +160,7 @@ def _about_keys(names: Iterable[str]) -> list[str]:
 
 def _within(name: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of these, or in one of them."""
-    return any(not part or name == part or name.startswith(f"{part}.") for part in sections)
+    return any(name == part or name.startswith(f"{part}.") for part in sections)
 
 
 def _entry(head: str, told: str, column: int) -> list[str]:
