@@ -89,7 +89,7 @@ def restored(values: Mapping[str, Any]) -> ConfigDict:
     known = dict(flatten(config))
     given = {key: value for key, value in flatten(values) if key in known}
     config.update_from_flattened_dict(given)
-    config.data.sources = ConfigDict(values["data"].get("sources", {}))
+    config.data.sources = ConfigDict(values.get("data", {}).get("sources", {}))
     return config
 
 

@@ -120,7 +120,7 @@ def help_on(topic: str) -> str:
     """
     if topic in VERBS:
         return _about_verb(topic)
-    names = [name for name in keys() if _within(name, ("",) if topic == "keys" else (topic,))]
+    names = [name for name in keys() if topic == "keys" or _within(name, (topic,))]
     if not names:
         hint = config_lib.nearest(topic, [*VERBS, *keys()])
         raise UserError(f"help {topic}: no verb, key or section of keys{hint}")
@@ -160,7 +160,7 @@ def _about_keys(names: Iterable[str]) -> list[str]:
 
 def _within(name: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of these, or in one of them."""
-    return any(not part or name == part or name.startswith(f"{part}.") for part in sections)
+    return any(name == part or name.startswith(f"{part}.") for part in sections)
 
 
 def _entry(head: str, told: str, column: int) -> list[str]:

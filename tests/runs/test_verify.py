@@ -86,7 +86,9 @@ def test_a_second_call_trains_nothing_and_a_lost_training_is_repeated(runs, veri
     lost = verified / "verify" / "round_00" / "order_0" / "weights_code+0.1.json"
     digest = lost.read_text()
     lost.unlink()
-    assert verify(runs, verified) == 0
+    recorded = (verified / "config.json").read_bytes()
+    assert cli.main(["verify", f"--workdir={verified}", *OPTIONS]) == 0
+    assert (verified / "config.json").read_bytes() == recorded
     assert lost.read_text() == digest
     assert record(verified) == before
     assert "influence against weights" in capsys.readouterr().out
