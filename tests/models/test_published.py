@@ -40,6 +40,8 @@ def shrunk(values):
     layers = small["num_hidden_layers"] = 7 if values["model_type"] == "gemma3_text" else 2
     heads, groups = values["num_attention_heads"], values.get("num_key_value_heads")
     small |= {"num_attention_heads": 4, "head_dim": 16, "max_window_layers": 1}
+    if "head_dim" not in values:
+        small["hidden_size"] = 64  # heads of the same size, whose operations are shared
     small["num_key_value_heads"] = {heads: 4, 1: 1}.get(groups, 2)
     small |= {"sliding_window": WINDOW, "sliding_window_size": WINDOW}
     small["layer_types"] = values.get("layer_types", [])[:layers]
