@@ -302,3 +302,13 @@ def test_settled():
     assert is_settled(influence_of([1.0, -1.0], [1 / Z95 + 1e-9, 1.0]))
     assert not is_settled(influence_of([1.0, -1.0], [1.0, 0.5]))
     assert not is_settled(influence_of([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("residual", [1.0, 4.2, 5e17, np.nan, np.inf])
+def test_an_influence_whose_solve_failed_decides_nothing(residual):
+    state = state_of([10, 10], [10, 10])
+    failed = influence_of([-1.0, 1.0])._replace(solve_residual=np.array([1e-3, residual]))
+    with pytest.raises(UserError, match="a solve behind the influence failed"):
+        is_settled(failed)
+    with pytest.raises(UserError, match=r"raise influence\.damping"):
+        update(state, failed, step=0.15, keep_total=True)

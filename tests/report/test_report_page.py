@@ -398,3 +398,17 @@ def test_an_old_page_survives_an_error(tmp_path):
     with pytest.raises(UserError):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("residual", "words"),
+    [(0.09, None), (0.34, "left more than 0.1 of their right-hand side, at most 0.34"),
+     (4.2, "a solve failed (residual 4.2")],
+)  # fmt: skip
+def test_rough_and_failed_solves_are_told_beside_the_decision(tmp_path, residual, words):
+    workdir = write_run(tmp_path)
+    change(workdir / "rounds/00/influence.json", solve_residual=[1e-3] * 4 + [residual])
+    write_report(workdir)
+    page = (workdir / "report.html").read_text()
+    assert (words is not None) == ("warning: " in page)
+    assert words is None or words in page

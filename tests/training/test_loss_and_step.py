@@ -12,6 +12,7 @@ from ideal_jax import training
 from ideal_jax.errors import UserError
 from ideal_jax.models import Decoder, DecoderConfig, decoder_loss, example_losses
 from ideal_jax.models.loss import blocked_nll
+from ideal_jax.training import loop
 from ideal_jax.training.step import accumulate
 
 CFG = DecoderConfig(
@@ -165,3 +166,18 @@ def test_a_step_changes_no_dtype(model_and_params):
     step = training.make_train_step(decoder_loss(model, 4), optimizer)
     after, _ = jax.eval_shape(step, state, make_batch())
     assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize(("key", "what"), [("loss", "loss"), ("grad_norm", "gradient")])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_named(key, what, value):
+    """The last step's loss is fine; what its update does is seen in its gradient alone."""
+    metrics = loop.StepMetrics(*np.float32([2.0, 1.0, 3, 3]), np.bool_(False))
+    done = loop.Future()
+    done.set_result(0.0)
+    sent = loop._Sent(37, metrics, 3, (0.0, 0.0, 0.0), done)
+    assert loop._values(sent, "round 1", "training")["loss"] == 2.0
+    broken = sent._replace(metrics=metrics._replace(**{key: value}))
+    told = rf"round 1: the {what} is not finite .* at step 37: .* lower training\.learning_rate"
+    with pytest.raises(UserError, match=told):
+        loop._values(broken, "round 1", "training")
