@@ -112,7 +112,7 @@ def saved_model(folder: pathlib.Path) -> tuple[Decoder, str]:
         raise UserError(
             f"{folder / 'model.json'} is no description of a model: {error!r}"
         ) from None
-    return model, os.path.normpath(folder / base) if base.startswith(".") else base
+    return model, os.path.abspath(folder / base) if base.startswith(".") else base
 
 
 def saved_tokenizer(folder: pathlib.Path) -> pathlib.Path | None:

@@ -272,7 +272,7 @@ def test_what_a_run_leaves_carries_its_tokenizer(whole, config, part, checkpoint
     assert digest(load_tokenizer(choice.spec)) == digest(byte_tokenizer())
     assert choose_tokenizer(config(whole / part, "byte")).told == ""
     for other in (checkpoint, "bpe:260"):
-        with pytest.raises(UserError, match="leave data.tokenizer=auto"):
+        with pytest.raises(UserError, match=r"leave data\.tokenizer=auto"):
             choose_tokenizer(config(whole / part, other))
 
 
@@ -302,7 +302,7 @@ def test_a_model_of_an_older_version_takes_its_runs(config, checkpoint, part, tm
     known = json.loads((init / "model.json").read_text())
     del known["tokenizer"]
     (init / "model.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match="give data.tokenizer=<folder it was trained with>"):
+    with pytest.raises(UserError, match=r"give data\.tokenizer=<folder it was trained with>"):
         choose_tokenizer(config(init))
     assert "nothing can check" in choose_tokenizer(config(init, "byte")).told
     with pytest.raises(UserError, match=f"knows 300 tokens, the tokenizer {SIZE}"):

@@ -62,7 +62,7 @@ def test_transformers_and_peft_say_what_the_run_said(place):
     for domain, (question, _) in whole.items():
         told = io.StringIO()
         with contextlib.redirect_stdout(told):
-            exec(placed(code, place).replace("What is 2 + 2?", question), {})  # noqa: S102
+            exec(placed(code, place).replace("What is 2 + 2?", question), {})
         assert told.getvalue().splitlines() == [whole[domain][1], adapted[domain][1]]
     # Both have learnt to answer and to stop, so the texts are not equal by being empty.
     assert {domain: answer for domain, (_, answer) in whole.items()} == ANSWERS
@@ -88,4 +88,3 @@ def test_a_round_is_a_model_with_that_tokenizer(place, run, tmp_path):
     assert cli.main(["data", *flags, f"--config.model.init={init}"]) == 0
     found = load_tokenizer(tmp_path / "w/data/tokenizer")
     assert digest(found) == digest(load_tokenizer(place / "models/Qwen3-4B"))
-
