@@ -166,7 +166,7 @@ def saved_model(folder: pathlib.Path) -> tuple[Decoder, str]:
     """
     known = _known(folder)
     model, base = Decoder(DecoderConfig.of_json(known["config"]), known["origin"]), known["base"]
-    return model, os.path.normpath(folder / base) if base.startswith(".") else base
+    return model, os.path.abspath(folder / base) if base.startswith(".") else base
 
 
 def saved_tokenizer(folder: pathlib.Path) -> pathlib.Path | None:

@@ -26,18 +26,7 @@ def chatml_tokenizer(size, seed=0):
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    common = [
-        "system",
-        "user",
-        "assistant",
-        "train",
-        "reference",
-        "test",
-        "return",
-        "it",
-        "is",
-        "four",
-    ]
+    common = ("system", "user", "assistant", "train", "reference", "test", "return", "is", "four")
     backend.train_from_iterator([*words, *(f"{word} {word}" for word in common * 9)], trainer)
     backend.add_special_tokens(SPECIALS)  # behind the words, as Qwen has them
     tokenizer = transformers.PreTrainedTokenizerFast(

@@ -302,7 +302,7 @@ def test_a_model_of_an_older_version_takes_its_runs(config, checkpoint, part, tm
     known = json.loads((init / "model.json").read_text())
     del known["tokenizer"]
     (init / "model.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match=r"give data.tokenizer=<folder it was trained with>"):
+    with pytest.raises(UserError, match=r"give data\.tokenizer=<folder it was trained with>"):
         choose_tokenizer(config(init))
     assert "nothing can check" in choose_tokenizer(config(init, "byte")).told
     with pytest.raises(UserError, match=f"knows 300 tokens, the tokenizer {SIZE}"):

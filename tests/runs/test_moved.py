@@ -9,6 +9,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from ideal_jax import cli
+from ideal_jax.runs.base_model import frozen_folder
 
 ADAPTERS = ("--config.lora.rank=2", "--config.mixture.rounds=0")
 
@@ -33,6 +34,13 @@ def test_nothing_that_other_runs_read_names_the_old_place(moved):
     for file in workdir.rglob("model.json"):
         assert str(workdir.parent) not in file.read_text()
     assert json.loads((workdir / "rounds/00/model.json").read_text())["base"] == "../../base"
+
+
+def test_its_adapters_name_their_model_wherever_they_are_read_from(moved, monkeypatch):
+    workdir, _ = moved
+    for folder, init in ((workdir, "rounds/00"), (workdir / "rounds", "../../v/rounds/00")):
+        monkeypatch.chdir(folder)
+        assert frozen_folder(init) == str(workdir / "base")
 
 
 def test_influence_at_its_adapters(moved, runs, tmp_path):
