@@ -87,7 +87,7 @@ def _compiled(
     rows: list[dict[str, Any]] = []
     why = _cannot_compile(setting) if config.plan.compile else "plan.compile=False"
     if why:
-        reporter.say(f"by formula only: {why}", markup=False)
+        reporter.say(f"by formula only: {why}")
         return choices[0], rows
     for choice in choices:
         rows = []
