@@ -12,6 +12,7 @@ from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer, to
 from ideal_jax.errors import UserError
 from ideal_jax.models import Decoder, DecoderConfig, random_params
 from ideal_jax.runs.model_tokenizer import choose_tokenizer
+from ideal_jax.runs.planning.setting import planned_decoder
 from ideal_jax.sharding import make_mesh
 from ideal_jax.training.checkpoints import save_model
 
@@ -265,15 +266,15 @@ def test_a_random_model_has_what_its_config_names(config, checkpoint):
         assert choose_tokenizer(found) == (expected, None, "")
 
 
-@pytest.mark.parametrize("part", ["base", "rounds/00", "rounds/01"])
-def test_what_a_run_leaves_carries_its_tokenizer(whole, config, part, checkpoint):
-    choice = choose_tokenizer(config(whole / part))
-    assert choice.own == whole / part / "tokenizer"
+def test_a_model_that_a_run_made_has_its_own(config, checkpoint, tmp_path):
+    init = own_model(tmp_path / "m", saved(byte_tokenizer(), tmp_path / "t"))
+    choice = choose_tokenizer(config(init))
+    assert (choice.spec, choice.own) == (str(init / "tokenizer"), init / "tokenizer")
     assert digest(load_tokenizer(choice.spec)) == digest(byte_tokenizer())
-    assert choose_tokenizer(config(whole / part, "byte")).told == ""
+    assert choose_tokenizer(config(init, "byte")).told == ""
     for other in (checkpoint, "bpe:260"):
         with pytest.raises(UserError, match=r"leave data\.tokenizer=auto"):
-            choose_tokenizer(config(whole / part, other))
+            choose_tokenizer(config(init, other))
 
 
 def test_a_trained_tokenizer_is_compared_when_it_is_trained(call, root, tmp_path):
@@ -309,3 +310,10 @@ def test_a_model_of_an_older_version_takes_its_runs(config, checkpoint, part, tm
         choose_tokenizer(config(init, checkpoint))
     shutil.copytree(tmp_path / "t", tmp_path / "old/data/tokenizer")
     assert choose_tokenizer(config(init)).own == tmp_path / "old/data/tokenizer"
+
+
+def test_plan_counts_the_tokens_of_a_random_models_tokenizer(config, checkpoint):
+    found = config("random")
+    for spec, tokens in ((str(checkpoint), SIZE), ("bpe:4096", 4096)):
+        found.base.tokenizer = spec
+        assert planned_decoder(found).vocab_size == tokens

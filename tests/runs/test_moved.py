@@ -9,7 +9,9 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from ideal_jax import cli
+from ideal_jax.data.tokenizers import byte_tokenizer, digest, load_tokenizer
 from ideal_jax.runs.base_model import frozen_folder
+from ideal_jax.runs.model_tokenizer import own_tokenizer
 
 ADAPTERS = ("--config.lora.rank=2", "--config.mixture.rounds=0")
 
@@ -34,6 +36,13 @@ def test_nothing_that_other_runs_read_names_the_old_place(moved):
     for file in workdir.rglob("model.json"):
         assert str(workdir.parent) not in file.read_text()
     assert json.loads((workdir / "rounds/00/model.json").read_text())["base"] == "../../base"
+
+
+def test_all_it_left_carries_its_tokenizer(moved):
+    workdir, _ = moved
+    for part in ("base", "rounds/00"):
+        assert own_tokenizer(str(workdir / part)) == workdir / part / "tokenizer"
+        assert digest(load_tokenizer(workdir / part / "tokenizer")) == digest(byte_tokenizer())
 
 
 def test_its_adapters_name_their_model_wherever_they_are_read_from(moved, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ideal_jax import config as config_lib
+from ideal_jax.data.tokenizers import load_tokenizer
 from ideal_jax.errors import UserError
 from ideal_jax.keys import CONFIGS
 from ideal_jax.models import DecoderConfig, LoRA, hf_model
@@ -247,5 +248,7 @@ def _mesh(mesh: Any, count: int) -> tuple[int, int, int]:
 
 
 def _vocabulary(tokenizer: str) -> int:
+    if Path(tokenizer).is_dir():
+        return len(load_tokenizer(tokenizer))
     trained = re.fullmatch(r"bpe:(\d+)", tokenizer)
     return int(trained[1]) if trained else 320
