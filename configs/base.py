@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     t.epochs = 0.0  # [result] passes over the round's rows when steps is 0
     t.batch_size = 16  # [result] rows per step, over all devices
     t.micro_batches = 1  # [result] gradient accumulation: slices of a batch
-    t.learning_rate = 3e-3  # [result] peak
+    t.learning_rate = 1e-3  # [result] peak
     t.warmup = 0.05  # [result] share of the steps with rising learning rate
     t.schedule = "cosine"  # [result] decay after the warm-up: cosine, linear or constant
     t.final_learning_rate = 0.0  # [result] share of the peak at the last step

@@ -40,6 +40,17 @@ class Placement:
         placed = map(jax.lax.with_sharding_constraint, leaves, self.shardings)
         return jax.tree.unflatten(treedef, list(placed))
 
+    def spelt(self, tree: Tree) -> Tree:
+        """``tree``, placed like this already, with its shardings written as these are.
+
+        On one device every sharding is the same, and a compiled function may name any of them; the
+        next one would be compiled again for each name.
+        """
+        if self.mesh is None or self.mesh.size > 1:
+            return tree
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(treedef, list(map(jax.device_put, leaves, self.shardings)))
+
     def leaf(self, index: int, x: jax.Array) -> jax.Array:
         """One leaf, by its index in tree order, constrained to its sharding."""
         if not self.shardings:
@@ -114,16 +125,29 @@ def cast_like(tree: Tree, params: Tree) -> Tree:
     return jax.tree.map(lambda x, p: x.astype(p.dtype), tree, params)
 
 
-@functools.partial(jax.jit, static_argnames="placement")
 def stack(members: Sequence[Tree], placement: Placement) -> Tree:
     """Trees stacked on a new leading axis; ``placement`` is that of the result."""
+    return placement.spelt(_stack(members, placement))
+
+
+def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
+    """Linear combinations ``Σ_k coefficients[r, k] stacked[k]``, stacked on r."""
+    return placement.spelt(_combine(coefficients, stacked, placement))
+
+
+def split(stacked: Tree, count: int, placement: Placement) -> tuple[Tree, Tree]:
+    """The first ``count`` trees of a stack, and the others."""
+    first, others = _split(stacked, count, placement)
+    return placement.spelt(first), placement.spelt(others)
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def _stack(members: Sequence[Tree], placement: Placement) -> Tree:
     return placement.like(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
 
 
 @functools.partial(jax.jit, static_argnames="placement")
-def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
-    """Linear combinations ``Σ_k coefficients[r, k] stacked[k]``, stacked on r."""
-
+def _combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
     def leaf(x: jax.Array) -> jax.Array:
         c = coefficients.astype(x.dtype)
         return jnp.einsum("rk,k...->r...", c, x, precision=jax.lax.Precision.HIGHEST)
@@ -132,8 +156,7 @@ def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tre
 
 
 @functools.partial(jax.jit, static_argnames=("count", "placement"))
-def split(stacked: Tree, count: int, placement: Placement) -> tuple[Tree, Tree]:
-    """The first ``count`` trees of a stack, and the others."""
+def _split(stacked: Tree, count: int, placement: Placement) -> tuple[Tree, Tree]:
     first = jax.tree.map(lambda x: x[:count], stacked)
     others = jax.tree.map(lambda x: x[count:], stacked)
     return placement.like(first), placement.like(others)
