@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ideal_jax.errors import UserError
@@ -130,7 +131,7 @@ def stack(members: Sequence[Tree], placement: Placement) -> Tree:
     return placement.spelt(_stack(members, placement))
 
 
-def combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
+def combine(coefficients: jax.Array | np.ndarray, stacked: Tree, placement: Placement) -> Tree:
     """Linear combinations ``Σ_k coefficients[r, k] stacked[k]``, stacked on r."""
     return placement.spelt(_combine(coefficients, stacked, placement))
 
@@ -147,7 +148,7 @@ def _stack(members: Sequence[Tree], placement: Placement) -> Tree:
 
 
 @functools.partial(jax.jit, static_argnames="placement")
-def _combine(coefficients: jax.Array, stacked: Tree, placement: Placement) -> Tree:
+def _combine(coefficients: jax.Array | np.ndarray, stacked: Tree, placement: Placement) -> Tree:
     def leaf(x: jax.Array) -> jax.Array:
         c = coefficients.astype(x.dtype)
         return jnp.einsum("rk,k...->r...", c, x, precision=jax.lax.Precision.HIGHEST)
