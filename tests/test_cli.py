@@ -310,7 +310,11 @@ def test_values_are_checked_before_the_data(refused, key, value, message):
         ("data.synthetic.test", 1, "domain math has 1 test examples; at least 2 are needed"),
         ("influence.layers", "(", "influence.layers='(' is no regular expression"),
         ("influence.layers", "mpl", "influence.layers='mpl' matches none of"),
-        ("mixture.min_share", 0.5, "mixture.min_share and mixture.max_repetition allow"),
+        (
+            "mixture.min_share",
+            0.5,
+            "mixture.min_share=0.5 for each of 5 domains is 250%",
+        ),
     ],
 )
 def test_values_are_checked_before_the_training(refused, key, value, message):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from ideal_jax import config as config_lib
 from ideal_jax import processes, sealed
 from ideal_jax.data.chat import end_of_turn
 from ideal_jax.errors import UserError
@@ -32,6 +33,7 @@ def export_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
     Raises:
       UserError: the run is not finished, or the config names what does not exist.
     """
+    config_lib.check(config)
     check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from ideal_jax import config as config_lib
 from ideal_jax import processes
 from ideal_jax.mixture import MixturePlan, MixtureState, is_settled, update
 from ideal_jax.report import write_report
@@ -42,6 +43,7 @@ def ideal_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") ->
     Raises:
       UserError: bad config, data or work directory.
     """
+    config_lib.check(config)
     check_influence(config)
     cluster.initialise()
     folder = pathlib.Path(workdir)

@@ -9,7 +9,7 @@ from ideal_jax.influence.estimators import check_inversion, check_name
 
 
 def check_influence(config: Any) -> None:
-    """Whether what the section and ``verify.estimators`` ask for exists.
+    """Whether what the section and ``verify.estimators`` ask for exists, after ``config.check``.
 
     Raises:
       UserError: an unknown estimator, rule of inversion, replay or value.

@@ -149,11 +149,6 @@ def check(config: Any, mesh: jax.sharding.Mesh) -> None:
     training.traced_steps(config.logging.trace)
     if config.logging.tensorboard:
         training.check_tensorboard()
-    moments = ("", "float32", "bfloat16")
-    config_lib.choice("training.moment_dtype", config.training.moment_dtype, moments)
-    config_lib.choice("loss.reduction", config.loss.reduction, ("token", "example"))
-    for task in config_lib.names(config.eval.tasks):
-        config_lib.choice("eval.tasks", task, ("exact_match",))
     check_influence(config)
 
 

@@ -57,10 +57,10 @@ def verify_run(config: Any, workdir: str | pathlib.Path, *, command: str = "") -
       UserError: bad options, or the round has not been reached.
     """
     options = config.verify
-    config_lib.choice("verify.method", options.method, METHODS)
+    config_lib.check(config)
+    check_influence(config)
     changes = _changes(options)
     estimators = config_lib.names(options.estimators) or (config.influence.estimator,)
-    check_influence(config)
     workdir = pathlib.Path(workdir)
     refuse_damaged(workdir)
     refuse_damaged_checks(workdir, but=f"{options.method}.json")

@@ -168,11 +168,11 @@ def test_progress_is_told(tmp_path):
         ({"reference_examples": 3}, "data.reference_examples=3: must be at least 4"),
         ({"row_length": 0}, "data.row_length=0: must be at least 1"),
         ({"synthetic": {**SYNTHETIC, "counts": "1,2"}}, "2 values for 5 domains"),
-        ({"synthetic": {**SYNTHETIC, "counts": "1,2,3,4,0"}}, "at least one example"),
+        ({"synthetic": {**SYNTHETIC, "counts": "1,2,3,4,0"}}, "every one must be at least 1"),
         ({"synthetic": {**SYNTHETIC, "noise": 40}}, r"noise=40: must be in \[0, 1\]"),
         ({"synthetic": {**SYNTHETIC, "test": 0}}, "data.synthetic.test"),
-        ({"tokenizer": "bpe:12"}, "at least 261"),
-        ({"tokenizer": "bpe:many"}, "does not exist"),
+        ({"tokenizer": "bpe:12"}, "expected auto, byte, bpe:<size> or a folder"),
+        ({"tokenizer": "bpe:many"}, "expected auto, byte, bpe:<size> or a folder"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, changed, message):
