@@ -268,6 +268,7 @@ def _train(
         "flops": cost.train_flops(session.model.cfg, steps * positions, length),
         "seconds": result.seconds,
     }
+    record["params_sha256"] = digest
     base = _frozen_folder(session, folder) if begin.frozen else ""
     tokenizer = session.data.folder / "tokenizer"
     save_model(folder, session.model, result.state.params, tokenizer, base)
