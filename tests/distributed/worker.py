@@ -86,6 +86,8 @@ def measure(folder, name, dtype, axes):
     groups = {"ekfac": 2} if single else {"ekfac": 2, "ggn_cg": 1}
     for estimator in () if name in WITHOUT_INFLUENCE else groups:
         config.influence.estimator, config.influence.layer_groups = estimator, groups[estimator]
+        # So few products solve nothing but a well damped system, and what failed is refused.
+        config.influence.damping = 100.0 if estimator == "ggn_cg" else 0.1
         matrix = influence_round(session, state, plan, trained)["matrix"]
         found[estimator] = np.asarray(matrix)
     if single and name in FOLDERS:
