@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
     v.round = 0  # [runtime] the round whose training is repeated
     v.method = "weights"  # [runtime] "weights" of a domain's tokens, "resample", or "metagradient"
     v.changes = "0.15,0.5"  # [runtime] relative changes b of a domain, both ways
-    v.estimators = "identity,ekfac,ggn_cg"  # [runtime] what is compared; empty: the run's own
+    v.estimators = "identity,ekfac"  # [runtime] what is compared; empty: the run's own
     v.domains = ""  # [runtime] domains to move, comma-separated; empty: all of them
     v.orders = 1  # [runtime] orders of the rows to repeat everything in
 

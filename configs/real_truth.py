@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
     c.influence.curvature_examples = 128
     c.influence.reference_examples = 128
     c.influence.spread_examples = 64
-    c.influence.iterations = 15
+    c.influence.iterations = 60
     c.influence.batch_size = 4
     return c

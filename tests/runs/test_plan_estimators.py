@@ -175,7 +175,7 @@ def test_an_unknown_name_is_refused_by_every_verb(runs, tmp_path, capsys, verb, 
     arguments += [f"--config.model.init={tmp_path}"] if verb == "influence" else []
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"{key}='ekfak' is unknown; choose one of identity, adam" in error
+    assert f"{key}='ekfak' is not one of identity, adam" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "w").exists()
 
