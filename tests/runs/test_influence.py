@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from ideal_jax import cli
+from ideal_jax.sealed import SEAL
 
 
 def influence(runs, workdir, *overrides):
@@ -18,7 +19,8 @@ def test_at_a_round_of_a_run_it_is_the_runs_own(runs, whole, tmp_path, capsys):
     text = (tmp_path / "w" / "influence" / "influence.json").read_text()
     found, expected = json.loads(text), json.loads((whole / "rounds/00/influence.json").read_text())
     where = {"model": str(whole / "rounds" / "00"), "given": [20, 60]}
-    assert {**found, "seconds": 0} == {**expected, "seconds": 0, **where}
+    own = {"seconds": 0, SEAL: ""}
+    assert {**found, **own} == {**expected, **own, **where}
     printed = capsys.readouterr().out
     assert "influence by identity" in printed
     assert "overall" in printed
@@ -64,7 +66,7 @@ def test_of_a_run_the_folder_is_enough(runs, moved, capsys):
         assert (record["round"], record["model"]) == (number, f"rounds/0{number}")
     # The run has no influence of its last round; of the first it is the run's own.
     own = json.loads((moved / "rounds/00/influence.json").read_text())
-    assert {key: found[0][key] for key in own} == own
+    assert {key: found[0][key] for key in own} == {**own, SEAL: found[0][SEAL]}
     assert found[1]["matrix"] != own["matrix"]
     page = (moved / "report.html").read_text()
     assert page.count("Measured at the model of round 0") == 1
