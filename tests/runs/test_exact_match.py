@@ -7,7 +7,6 @@ import types
 import numpy as np
 import pytest
 from published import tokenizer_of
-from rich.console import Console
 
 from ideal_jax.data import Record, render
 from ideal_jax.data.tokenizers import byte_tokenizer
@@ -51,7 +50,7 @@ def measure(monkeypatch):
                 eval=types.SimpleNamespace(examples=99, batch_size=4, max_new_tokens=8)
             ),
             data=types.SimpleNamespace(tokenizer=tokenizer, records=lambda *_: records),
-            reporter=types.SimpleNamespace(console=Console(file=told, width=200)),
+            reporter=types.SimpleNamespace(say=lambda text: print(text, file=told)),
             mesh=None,
             widths=(64,),
             rows=lambda wanted: wanted,
