@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ideal_jax.runs.workdir import write_json
+from ideal_jax.runs.workdir import read_json, write_json
 
 
 def test_a_finished_run_returns_at_once_and_unchanged(runs, whole, monkeypatch, capsys):
@@ -59,4 +59,4 @@ def test_json_is_whole_or_absent(tmp_path):
     write_json(tmp_path / "a" / "x.json", {"x": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a" / "x.json", {"x": float("nan")})
-    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"x": 1}
+    assert read_json(tmp_path / "a" / "x.json") == {"x": 1}
