@@ -90,7 +90,6 @@ def test_an_older_checkpoint_half_removed(runs, whole, tmp_path):
     for name in ("results.json", "rounds/00/evaluation.json", "rounds/00/influence.json"):
         (workdir / name).unlink()
     checkpoints = workdir / "rounds" / "00" / "checkpoints"
-    shutil.copytree(checkpoints / "8", checkpoints / "6")
     shutil.rmtree(checkpoints / "6" / "state" / "d")
     (checkpoints / "3" / "state").mkdir(parents=True)
     (checkpoints / "7.orbax-checkpoint-tmp").mkdir()
