@@ -3,12 +3,11 @@
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ideal_jax import config as config_lib
-from ideal_jax.data.files import SUFFIXES, Files, digest_of
+from ideal_jax.data.files import SUFFIXES, Files, digest_of, strings
 from ideal_jax.data.overlap import Example, Index, Item
 from ideal_jax.errors import UserError
 
@@ -63,13 +62,4 @@ def _items(path: Path) -> Iterator[Item]:
     for name, number, row in Files(str(path)).rows(()):
         if isinstance(row, UserError):
             raise row
-        yield Item(f"{name}:{number}", list(_strings(row)))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, in order."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+        yield Item(f"{name}:{number}", list(strings(row)))

@@ -81,6 +81,15 @@ def table_rows(name: str, batches: Iterable[Any]) -> Rows:
         first += batch.num_rows
 
 
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
 def _jsonl(path: Path) -> Rows:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     number = 0

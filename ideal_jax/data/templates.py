@@ -5,9 +5,10 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ideal_jax.data.files import strings
 from ideal_jax.data.turns import Message
 from ideal_jax.errors import UserError
 
@@ -113,7 +114,7 @@ class Template:
                 self._check_reads(reads, key, where)
         if tools:
             self._check_reads(r"\btools\b", "tools", where)
-        everything = "\0".join(_strings([list(messages), tools]))
+        everything = "\0".join(strings([list(messages), tools]))
         quote, edge = [mark for mark in _MARKS if mark not in everything][:2]
         developer = "developer" if "developer" in self.source else "system"
         given = [{key: m[key] for key in m if key != "weight"} for m in messages]
@@ -225,15 +226,6 @@ def _chosen(tokenizer: "PreTrainedTokenizerFast", tools: bool) -> tuple[str, str
             )
         source, name = source[key], f'{name}, "{key}"'
     return (_FIXED_DAY if "strftime_now" in source else "") + source, name
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
 
 
 def _quoted(value: Any, special: re.Pattern[str], quote: str) -> Any:
