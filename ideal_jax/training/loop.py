@@ -97,7 +97,11 @@ def train(
 
     def report(sent: _Sent) -> None:
         """Counts one step when it is finished, logs and shows it."""
-        values = _values(sent, name, section)
+        try:
+            values = _values(sent, name, section)
+        except UserError:
+            checkpoints.close()  # every process is here, and what is being saved is good
+            raise
         values |= _report(sent, values, meter, learning_rate)
         if sent.step % log_every == 0:
             log.write({"step": sent.step, **values})

@@ -108,8 +108,8 @@ def test_other_truths(runs, verified):
     ("override", "message"),
     [
         ("method=guess", "verify.method='guess' is not one of weights, resample, metagradient"),
-        ("changes=0.3,2", "verify.changes=0.3,2: give numbers between 0 and 1"),
-        ("estimators=newton", "verify.estimators='newton' is unknown"),
+        ("changes=0.3,2", "verify.changes=0.3,2: every one must be in (0, 1)"),
+        ("estimators=newton", "verify.estimators='newton' is not one of identity, adam,"),
         ("domains=maths", "verify.domains='maths' is not one of math, code"),
         ("round=7", "run that round first"),
     ],
