@@ -31,6 +31,7 @@ from ideal_jax.influence.problem import (
     example_loss,
     leaf_indices,
 )
+from ideal_jax.models import lora
 from ideal_jax.taps import Tap
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -193,15 +194,16 @@ def diagonal_sums(
     if fisher == "sampled":
         assert isinstance(problem, Problem)
         labelled = _labelled(problem, fisher, problem.outputs(params, batch), batch, key)
+    rows, frozen = lora.rows_and_frozen(labelled)
 
     def loss(free: list[jax.Array], row: Batch) -> jax.Array:
         merged = list(every)
         for i, leaf in zip(leaves, free, strict=True):
             merged[i] = leaf
-        single = jax.tree.map(lambda x: x[None], row)
+        single = lora.with_frozen(jax.tree.map(lambda x: x[None], row), frozen)
         return jnp.sum(loss_fn(jax.tree.unflatten(treedef, merged), single)[0])
 
-    gradients = jax.vmap(jax.grad(loss), (None, 0))([every[i] for i in leaves], labelled)
+    gradients = jax.vmap(jax.grad(loss), (None, 0))([every[i] for i in leaves], rows)
     return [
         placement.leaf(i, jnp.sum(jnp.square(wide(gradient)), axis=0))
         for i, gradient in zip(leaves, gradients, strict=True)

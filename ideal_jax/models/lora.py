@@ -37,6 +37,11 @@ def with_frozen(batch: Mapping[str, Any], frozen: Any) -> dict[str, Any]:
     return {**batch, FROZEN: frozen} if frozen else dict(batch)
 
 
+def rows_and_frozen(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What ``with_frozen`` put together: arrays whose axis 0 is the rows, and parameters or None."""
+    return {name: x for name, x in batch.items() if name != FROZEN}, batch.get(FROZEN)
+
+
 def merged(cfg: DecoderConfig, frozen: Any, adapters: Any) -> Any:
     """One tree without adapters that computes the same: W + (alpha/r)·A·B, sharded as W.
 

@@ -75,8 +75,7 @@ def accumulate(
     loss_fn: LossFn, params: Any, batch: Batch, micro_batches: int
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """((Σℓ, Σw), Σ∇ℓ) over a batch, ``micro_batches`` slices of the rows at a time."""
-    frozen = batch.get(lora.FROZEN)
-    batch = {name: x for name, x in batch.items() if name != lora.FROZEN}
+    batch, frozen = lora.rows_and_frozen(batch)
 
     def grad(rows: Batch) -> tuple[tuple[jax.Array, jax.Array], Any]:
         whole = lora.with_frozen(rows, frozen)

@@ -79,6 +79,19 @@ class Adapted:
             weight += float(c.sum())
         return np.asarray(total) / weight
 
+    def squares(self):
+        """(1/W) Σ_x (∇ℓ(x))², example by example."""
+        total, weight = 0.0, 0.0
+        for batch in self.curvature:
+
+            def loss(flat, row, batch=batch):
+                return self.problem.loss(self.outputs(batch, flat), batch)[0][row]
+
+            for row in range(len(batch["tokens"])):
+                total += np.asarray(jax.grad(loss)(self.flat, row)) ** 2
+            weight += float(batch["weights"].sum())
+        return total / weight
+
     def influence(self, inverse):
         """A from explicit gradients and an explicit inverse."""
         found = [self.sums(sample) for sample in self.domains.values()]
@@ -144,3 +157,28 @@ def test_adam_divides_by_the_roots_of_its_second_moment(adapted):
     matrix = adapted.estimate("adam", options=options, second_moment=adapted.unravel(moment))
     expected = adapted.influence(np.diag(1 / (np.sqrt(np.asarray(moment)) + 0.05)))
     np.testing.assert_allclose(matrix.matrix, expected, rtol=1e-8)
+
+
+def test_fisher_diag_squares_every_examples_gradient(adapted):
+    options = Options(damping=1e-3, damping_mode="absolute", fisher="empirical")
+    matrix = adapted.estimate("fisher_diag", options=options)
+    expected = adapted.influence(np.diag(1 / (adapted.squares() + 1e-3)))
+    np.testing.assert_allclose(matrix.matrix, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", ["fisher_diag", "kfac", "ekfac"])
+def test_parameters_without_a_factor_have_a_diagonal(adapted, estimator):
+    """Half of the adapters have factors; the frozen matrices are no rows of a batch."""
+    model = Decoder(CONFIG)
+    some = decoder_problem(model, layers="mlp/.*")
+    assert len(some.taps.layers) < len(adapted.problem.taps.layers)
+    matrix, _ = estimate(
+        some,
+        adapted.params,
+        domains=adapted.domains,
+        references=adapted.references,
+        curvature=adapted.curvature,
+        estimator=estimator,
+    )
+    assert np.isfinite(matrix.matrix).all()
+    assert matrix.estimator == estimator
