@@ -12,6 +12,9 @@ import pytest
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Compiling is most of the suite's time, and LLVM's optimisation is half of that: what is computed
+# is the same, operation by operation. The quick start, which CI runs too, is compiled in full.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # No test asks a hub; those that name a missing model get their answer at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
