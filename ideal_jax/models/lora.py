@@ -38,7 +38,7 @@ def with_frozen(batch: Mapping[str, Any], frozen: Any) -> dict[str, Any]:
 
 
 def rows_and_frozen(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """What ``with_frozen`` put together: arrays whose axis 0 is the rows, and parameters or None."""
+    """What ``with_frozen`` put together: arrays with one entry a row, and parameters or None."""
     return {name: x for name, x in batch.items() if name != FROZEN}, batch.get(FROZEN)
 
 

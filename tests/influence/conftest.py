@@ -146,17 +146,18 @@ def make_batches(examples, size, *, extra_tokens=0):
 
 def dense_ggn(problem, params, batches):
     """Σ Jᵀ H_out J over the batches divided by Σ w, by explicit Jacobians."""
+    pairs = [_ggn_and_weight(problem, params, batch) for batch in batches]
+    return np.asarray(sum(ggn for ggn, _ in pairs) / sum(weight for _, weight in pairs))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ggn_and_weight(problem, params, batch):
     flat, unravel = ravel_pytree(params)
-    total, weight = 0.0, 0.0
-    for batch in batches:
-        out = problem.outputs(params, batch)
-        jacobian = jax.jacfwd(lambda v, b=batch: problem.outputs(unravel(v), b).ravel())(flat)
-        hessian = jax.hessian(
-            lambda o, b=batch, shape=out.shape: jnp.sum(problem.loss(o.reshape(shape), b)[0])
-        )(out.ravel())
-        total += jacobian.T @ hessian @ jacobian
-        weight += float(jnp.sum(problem.example_loss(params, batch)[1]))
-    return np.asarray(total) / weight
+    out = problem.outputs(params, batch)
+    jacobian = jax.jacfwd(lambda v: problem.outputs(unravel(v), batch).ravel())(flat)
+    hessian = jax.hessian(lambda o: jnp.sum(problem.loss(o.reshape(out.shape), batch)[0]))
+    ggn = jacobian.T @ hessian(out.ravel()) @ jacobian
+    return ggn, jnp.sum(problem.example_loss(params, batch)[1])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -87,7 +87,7 @@ def test_reverse_equals_forward(case, packed):
             return jax.jvp(lambda p: problem.losses(p, batch)[0], (params,), (tangent,))[1]
 
         expected = jax.jit(jax.vmap(forward))(tangents)
-        same = problem.losses(params, batch)[1]
+        same = jax.jit(problem.losses)(params, batch)[1]
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-11)
     np.testing.assert_array_equal(weights, same)
     used = np.asarray(weights) > 0

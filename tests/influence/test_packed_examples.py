@@ -37,7 +37,8 @@ def test_packed_rows_change_no_loss_no_gradient_and_no_score(store, reduction):
     with jax.enable_x64(True):
         model = Decoder(DecoderConfig(64, **SIZES, dtype="float64", param_dtype="float64"))
         problem = decoder_problem(model)
-        params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+        loss = jax.jit(problem.example_loss)
+        params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
         params = jax.tree.map(
             lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value")
         )
@@ -51,7 +52,7 @@ def test_packed_rows_change_no_loss_no_gradient_and_no_score(store, reduction):
             assert np.all(scored.weights[~real] == 0)
             rows.append((scored.scores[0, order], scored.weights[order]))
             gradients.append(mean_gradient(problem.example_loss, params, sample))
-            found = [problem.example_loss(params, batch)[0].reshape(-1) for batch in batches]
+            found = [loss(params, batch)[0].reshape(-1) for batch in batches]
             losses.append(np.concatenate(found)[order])
     np.testing.assert_allclose(*losses, rtol=1e-7)
     for one, other in zip(*rows, strict=True):

@@ -70,7 +70,7 @@ def test_logits_tensors_and_exports_equal_those_of_transformers(family, seed, tm
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_fine_tuned_export_says_in_transformers_what_it_says_here(family, tmp_path):
     model, params = load_hf(save(random_model(family, 5), tmp_path / "in"))
-    loss = decoder_loss(model)
+    loss = jax.jit(decoder_loss(model))
     tokens, positions, segments = rows()
     batch = {
         "tokens": jnp.asarray(tokens),

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import compiled
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_an_output_matrix_that_is_not_the_embedding_is_used(family, seed, tmp_pa
     save_hf(tmp_path / "out", model, params)
     assert written(tmp_path / "out", "config.json")["tie_word_embeddings"] is False
     tokens = np.arange(3, 19)[None]
-    ours = np.asarray(model.apply({"params": params}, jnp.asarray(tokens)))
+    ours = np.asarray(compiled.apply(model, params, jnp.asarray(tokens)))
     for where in (folder, tmp_path / "out"):
         again = AutoModelForCausalLM.from_pretrained(where, attn_implementation="eager").eval()
         expected = torch_logits(again, tokens)

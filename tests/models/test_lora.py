@@ -1,5 +1,6 @@
 import dataclasses
 
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def qwen(tmp_path_factory):
 
 
 def logits(model, params, tokens):
-    return np.asarray(model.apply({"params": params}, tokens))
+    return np.asarray(compiled.apply(model, params, tokens))
 
 
 def test_fresh_adapters_change_nothing(qwen):

@@ -8,6 +8,7 @@ import json
 import pathlib
 import warnings
 
+import compiled
 import jax
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def write(folder, values, seed=0):
 
 def our_logits(model, params, tokens):
     with jax.disable_jit():
-        return np.asarray(model.apply({"params": params}, tokens))
+        return np.asarray(compiled.apply(model, params, tokens))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=[path.stem for path in TEXTS])
