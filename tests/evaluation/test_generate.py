@@ -1,9 +1,9 @@
 """Greedy generation equals picking the argmax of the whole prefix, token by token."""
 
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from ideal_jax import sharding
 from ideal_jax.evaluation import Losses, generate_all, make_generate
@@ -17,7 +17,7 @@ CFG = DecoderConfig(
 
 def test_generation_equals_teacher_forced_argmax():
     model = Decoder(CFG)
-    params = nn.unbox(model.init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = compiled.init(model, 3)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(5, 40, size).astype(np.int32) for size in (3, 9, 5, 14, 7)]
     generate = jax.jit(make_generate(model, max_new_tokens=10, end_id=END))
@@ -44,10 +44,10 @@ def test_generation_equals_teacher_forced_argmax():
 
 def test_generation_stops_at_the_end_token():
     model = Decoder(CFG)
-    params = nn.unbox(model.init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = compiled.init(model, 3)
     # Whatever comes in, the end token scores highest.
     params["final_norm"]["scale"] = jnp.zeros_like(params["final_norm"]["scale"])
-    generate = make_generate(model, max_new_tokens=4, end_id=0)
+    generate = jax.jit(make_generate(model, max_new_tokens=4, end_id=0))
     new = generate(params, jnp.full((2, 3), 7), jnp.asarray([3, 2]))
     np.testing.assert_array_equal(new, np.zeros((2, 4)))
 

@@ -61,10 +61,8 @@ def trajectory(tiny, optimizer, micro_batches=2, example_loss=None, params=None)
 
     @jax.jit
     def final(weights_n):
-        state = start
-        for batch in batches:
-            state, _ = step(state, weigh(batch, weights_n))
-        return state.params
+        every = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        return jax.lax.scan(lambda s, b: step(s, weigh(b, weights_n)), start, every)[0].params
 
     state = start
     for batch in batches:

@@ -100,7 +100,7 @@ def test_intervals_cover_over_resamplings_of_both_sides(tiny, estimator):
         )
 
     truth, _ = matrix(lambda d: len(d["ids"]), lambda r: len(r["ids"]))
-    found, notes = zip(*(matrix(lambda d: 100, lambda r: 100) for _ in range(200)), strict=True)
+    found, notes = zip(*(matrix(lambda d: 100, lambda r: 100) for _ in range(120)), strict=True)
     within = [np.abs(f.matrix - truth.matrix) <= 1.96 * f.stderr for f in found]
     within_alpha = [np.abs(f.alpha - truth.alpha) <= 1.96 * f.alpha_stderr for f in found]
     assert 0.90 <= np.mean(within) <= 0.98

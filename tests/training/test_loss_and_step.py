@@ -1,11 +1,11 @@
 """Loss, accumulation, optimizer: small cases worked out another way."""
 
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from ideal_jax import training
@@ -37,7 +37,7 @@ OPTIONS = FrozenConfigDict(
 @pytest.fixture(scope="module")
 def model_and_params():
     model = Decoder(CFG)
-    return model, nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    return model, compiled.init(model)
 
 
 def make_batch(rows=4, length=10, seed=0):

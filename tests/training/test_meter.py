@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 
+import compiled
 import grain
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from ideal_jax import sharding, training
@@ -174,7 +174,7 @@ def batches(tmp_path_factory):
 
 def train(mesh, batches, folder, **changed):
     params = jax.device_put(
-        nn.unbox(MODEL.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"]),
+        compiled.init(MODEL),
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
     )
     options = {"steps": STEPS, "log_every": 1, "checkpoint_every": 2, "prefetch": 1}
