@@ -52,7 +52,7 @@ def test_five_steps_and_factors_agree_in_float32(numbers, name):
 @pytest.mark.parametrize(
     ("name", "dtype", "allowed"),
     [
-        *((name, "float32", 1e-4) for name in DEVICES if name != "four"),
+        *((name, "float32", 1e-4) for name in ("eight", "copies", "two")),
         ("eight", "float64", 1e-9),
     ],
 )

@@ -3,7 +3,7 @@
     python worker.py FOLDER DTYPE NAME=REPLICA,FSDP,TENSOR[,SLICES] …
 
 Gradients at M_0 and five steps; then, at the parameters that "one" ended with, the factors of
-EK-FAC and, but for four processes, the influence of domains. For some names also a Hugging Face
+EK-FAC and, for some names, the influence of domains. For some names also a Hugging Face
 folder, written and read again. In float64 influence alone, by exact curvature too. All of it goes
 to FOLDER/NAME_DTYPE.npz.
 """
@@ -28,7 +28,7 @@ from ideal_jax.runs.session import open_session
 from ideal_jax.runs.train_run import start, train_round
 from ideal_jax.training.step import accumulate as accumulate_gradients
 
-WITHOUT_INFLUENCE = ("four",)
+WITHOUT_INFLUENCE = ("four", "sharded")
 FOLDERS = ("one", "eight", "two")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "tiny.py"
 OVERRIDES = {
