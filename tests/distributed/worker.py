@@ -83,7 +83,7 @@ def measure(folder, name, dtype, axes):
     trained = trained._replace(state=trained.state._replace(params=params))
     if single:
         found |= factors(session, state, plan, params)
-    groups = {"ekfac": 2} if single else {"ekfac": 2, "ggn_cg": 1}
+    groups = {"ekfac": 2} if single else {"ekfac": 1, "ggn_cg": 1}
     for estimator in () if name in WITHOUT_INFLUENCE else groups:
         config.influence.estimator, config.influence.layer_groups = estimator, groups[estimator]
         # So few products solve nothing but a well damped system, and what failed is refused.
