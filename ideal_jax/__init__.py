@@ -26,9 +26,9 @@ if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
 
 _accelerator = any(glob.glob(f"/dev/{name}") for name in ("accel*", "vfio/*", "nvidia*", "kfd"))
 
-# XLA:CPU asks LLVM for level 3: half as many seconds again to compile as level 1, for training steps
-# 2 % faster (the quick start's; the work is in libraries of matrix products). An accelerator's
-# compiler keeps its own level.
+# XLA:CPU asks LLVM for level 3: half as many seconds again to compile as level 1, for steps of
+# training 2 % faster (the quick start's; the work is in libraries of matrix products). An
+# accelerator's compiler keeps its own level.
 _LEVEL_FLAG = "--xla_backend_optimization_level"
 if not _accelerator and _LEVEL_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_LEVEL_FLAG}=1".strip()
